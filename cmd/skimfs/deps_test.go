@@ -1,0 +1,93 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/skimfs/skimfs/"
+
+// mayImport is the picture of the house: which of our packages a package may import, and why not more.
+var mayImport = map[string]struct {
+	packages []string
+	reason   string
+}{
+	"index":            {nil, "the formats are pure: bytes in, values out"},
+	"fetch":            {[]string{"index"}, "fetch knows what an object is, not who keeps or shows it"},
+	"cachedb":          {[]string{"index"}, "the cache takes a fill function and knows no network"},
+	"fusefs":           {[]string{"index"}, "the filesystem declares the source of chunks it needs"},
+	"publish":          {[]string{"index"}, "the publisher shares formats with the node, nothing else"},
+	"mountd":           {[]string{"index", "fetch", "cachedb", "fusefs"}, "mountd joins the three siblings"},
+	"cmd/skimfs":       {[]string{"index", "fetch", "cachedb", "fusefs", "publish", "mountd"}, "the command line may call everything"},
+	"internal/testkit": {nil, "the test kit runs the real program and never links it"},
+	"benchmarks":       {[]string{"index", "fetch", "cachedb", "fusefs", "publish", "mountd", "internal/testkit"}, "benchmarks measure anything, and nothing imports them"},
+}
+
+// doors are modules from outside that only the named packages may import, so that each stays replaceable.
+var doors = map[string][]string{
+	"bazil.org/fuse":                         {"fusefs", "benchmarks"},
+	"github.com/dgraph-io/badger":            {"cachedb", "benchmarks"},
+	"github.com/hashicorp/golang-lru":        {"cachedb"},
+	"github.com/google/go-containerregistry": {"publish", "internal/testkit"},
+	"gocloud.dev":                            {"publish"},
+	"github.com/spf13/cobra":                 {"cmd/skimfs"},
+	"github.com/vbauerster/mpb":              {"cmd/skimfs"},
+	"golang.org/x/term":                      {"cmd/skimfs"},
+}
+
+type goPackage struct {
+	ImportPath, Doc string
+	Imports         []string
+}
+
+func listPackages(t *testing.T) []goPackage {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Doc,Imports", module+"...")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var all []goPackage
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p goPackage
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+func TestImportsGoOneWay(t *testing.T) {
+	for _, p := range listPackages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		rule, known := mayImport[name]
+		if !known {
+			t.Errorf("package %s is not in the picture: say in mayImport what it may import, and why", name)
+		}
+		for _, imp := range p.Imports {
+			if own, ok := strings.CutPrefix(imp, module); ok && !slices.Contains(rule.packages, own) {
+				t.Errorf("%s imports %s: %s", name, own, rule.reason)
+			}
+			for door, who := range doors {
+				if (imp == door || strings.HasPrefix(imp, door+"/")) && !slices.Contains(who, name) {
+					t.Errorf("%s imports %s, whose door is %v", name, imp, who)
+				}
+			}
+		}
+	}
+}
+
+func TestEveryPackageHasAComment(t *testing.T) {
+	for _, p := range listPackages(t) {
+		if p.Doc == "" {
+			t.Errorf("%s has no package comment", p.ImportPath)
+		}
+	}
+}

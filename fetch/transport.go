@@ -1,0 +1,184 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"time"
+)
+
+// transport returns the connections that lead through p. Its limits hold whatever the caller's context says.
+func (c *Client) transport(p *Proxy) *http.Transport {
+	limit := c.limit(p)
+	dialer := &net.Dialer{Timeout: limit}
+	t := &http.Transport{
+		Proxy: func(*http.Request) (*url.URL, error) { return p.url, nil },
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c.count.dials.add(1)
+			return dialer.DialContext(ctx, network, addr)
+		},
+		OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
+			if answer.StatusCode != http.StatusOK {
+				return &statusError{answer.StatusCode}
+			}
+			return nil
+		},
+		TLSHandshakeTimeout:    limit,
+		ResponseHeaderTimeout:  limit,
+		DisableCompression:     true, // digests are checked over what came
+		MaxIdleConnsPerHost:    c.cfg.Connections,
+		IdleConnTimeout:        time.Minute, // less than squid's and nginx's
+		MaxResponseHeaderBytes: 64 << 10,
+		ReadBufferSize:         16 << 10,
+		Protocols:              new(http.Protocols),
+	}
+	t.Protocols.SetHTTP1(true)
+	return t
+}
+
+// limit is how long to wait through p for a connection, for the first byte, and for each window of a transfer.
+func (c *Client) limit(p *Proxy) time.Duration {
+	if p.Direct() {
+		return c.cfg.TimeoutDirect
+	}
+	return c.cfg.Timeout
+}
+
+// try makes one request and reads the whole answer. The fault is nil if w's check accepted it.
+func (c *Client) try(ctx context.Context, r *route, w *want) ([]byte, *fault) {
+	select { // waiting here is nobody's fault
+	case c.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctxFault(ctx)
+	}
+	body, f := c.receive(ctx, r, w)
+	<-c.slots
+	if f != nil {
+		return nil, f
+	}
+	defer buffers.put(body)
+	plain, err := w.check(body)
+	if err != nil {
+		return nil, &fault{side: sideData, kind: kindContent, status: http.StatusOK, err: err}
+	}
+	return plain, nil
+}
+
+// receive makes one request and returns the body in a buffer of the pool.
+func (c *Client) receive(parent context.Context, r *route, w *want) ([]byte, *fault) {
+	limit, proxied := c.limit(r.proxy), !r.proxy.Direct()
+	ctx, cancel := context.WithCancelCause(parent)
+	defer cancel(nil)
+	g := &guard{cancel: cancel, window: limit, least: int64(float64(c.cfg.LowSpeed) * limit.Seconds())}
+	// The transport bounds each phase up to the first byte but a proxy's CONNECT; this bounds their sum.
+	silent := time.AfterFunc(3*limit, func() { cancel(errSilent) })
+	defer silent.Stop()
+
+	fail := func(err error) *fault {
+		if parent.Err() != nil {
+			return ctxFault(parent)
+		}
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		f := judge(err, proxied)
+		if f.kind == kindTimeout || f.kind == kindSlow {
+			c.transports[r.p].CloseIdleConnections() // they may be as dead
+		}
+		return f
+	}
+	r.attempts++
+	c.count.requests.add(1)
+	resp, err := c.trippers[r.p].RoundTrip(c.request(ctx, r, w))
+	if err != nil {
+		return nil, fail(err)
+	}
+	defer resp.Body.Close()
+	silent.Stop()
+	g.start()
+	defer g.stop()
+	if resp.StatusCode != http.StatusOK {
+		drain(resp.Body)
+		return nil, judgeStatus(resp.StatusCode, resp.Header, proxied)
+	}
+	if e := resp.Header.Get("Content-Encoding"); e != "" && e != "identity" {
+		return nil, fail(errEncoded)
+	}
+	body, err := readBody(resp.Body, resp.ContentLength, w.limit, &g.read)
+	c.count.bytes.add(g.read.Load())
+	if err != nil {
+		f := fail(err)
+		f.status = resp.StatusCode
+		return nil, f
+	}
+	return body, nil
+}
+
+// request builds the request for one try.
+func (c *Client) request(ctx context.Context, r *route, w *want) *http.Request {
+	h := http.Header{"User-Agent": c.agent, "Accept-Encoding": identity}
+	switch {
+	case r.noCache:
+		h["Cache-Control"], h["Pragma"] = noCache, noCache
+	case w.cache != "":
+		h["Cache-Control"] = []string{w.cache}
+	}
+	if r.server.auth != "" {
+		h["Authorization"] = []string{r.server.auth}
+	}
+	req := &http.Request{
+		Method: http.MethodGet, URL: r.server.file(w.path), Header: h,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}
+	return req.WithContext(ctx)
+}
+
+var (
+	identity = []string{"identity"}
+	noCache  = []string{"no-cache"}
+)
+
+// drain reads a short page so that its connection can be used again.
+func drain(r io.Reader) { _, _ = io.CopyN(io.Discard, r, 16<<10) }
+
+// ctxFault is the fault of a request whose context ended.
+func ctxFault(ctx context.Context) *fault {
+	f := &fault{side: sideLocal, kind: kindCanceled, err: ctx.Err()}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		f.kind = kindDeadline
+	}
+	return f
+}
+
+// guard ends a transfer that brings fewer than least bytes in a window.
+type guard struct {
+	cancel context.CancelCauseFunc
+	window time.Duration
+	least  int64
+	read   atomic.Int64 // bytes so far
+	last   int64        // bytes at the last tick
+	timer  *time.Timer
+}
+
+func (g *guard) start() {
+	// Set before it can fire: tick uses it.
+	g.timer = time.AfterFunc(time.Hour, g.tick)
+	g.timer.Reset(g.window)
+}
+
+// stop ends the watch. A tick that runs meanwhile may set the timer once more; that tick finds no progress and is the last.
+func (g *guard) stop() { g.timer.Stop() }
+
+func (g *guard) tick() {
+	n := g.read.Load()
+	if n-g.last < g.least {
+		g.cancel(errSlow)
+		return
+	}
+	g.last = n
+	g.timer.Reset(g.window)
+}

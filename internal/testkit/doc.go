@@ -22,5 +22,7 @@
 // [Build] compiles cmd/skimfs once a test binary; [Home] gives a SKIMFS_HOME in which whatever is
 // still mounted or running at the end of the test is taken down.
 //
-// A program that is missing fails the test and names the package: a skipped oracle proves nothing.
+// [NeedRoot] and [NeedFUSE] skip what this machine can't do; with SKIMFS_TESTS=all, as CI has it,
+// they fail. A program that is missing always fails the test and names the package: a skipped
+// oracle proves nothing.
 package testkit

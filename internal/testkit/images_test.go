@@ -13,7 +13,7 @@ import (
 var compressions = []testkit.Compression{testkit.Gzip, testkit.Zstd}
 
 func TestWhiteoutsLeaveWhatTheirNamesSay(t *testing.T) {
-	needRoot(t)
+	testkit.NeedRoot(t)
 	for _, c := range compressions {
 		t.Run(string(c), func(t *testing.T) {
 			tree := find(t, testkit.Unpack(t, testkit.Whiteouts(t, c), "latest"))
@@ -42,7 +42,7 @@ func TestWhiteoutsLeaveWhatTheirNamesSay(t *testing.T) {
 }
 
 func TestOdditiesSurviveUnpacking(t *testing.T) {
-	needRoot(t)
+	testkit.NeedRoot(t)
 	for _, c := range compressions {
 		t.Run(string(c), func(t *testing.T) {
 			tree := find(t, testkit.Unpack(t, testkit.Oddities(t, c), "latest"))
@@ -94,7 +94,7 @@ func TestOdditiesSurviveUnpacking(t *testing.T) {
 }
 
 func TestEmptyImagesUnpackToARootAlone(t *testing.T) {
-	needRoot(t)
+	testkit.NeedRoot(t)
 	for name, layout := range map[string]string{
 		"one empty layer": testkit.Empty(t, testkit.Gzip), "one empty zstd layer": testkit.Empty(t, testkit.Zstd), "no layer": testkit.NoLayers(t),
 	} {
@@ -120,7 +120,7 @@ func TestImagesAreTheSameEachTime(t *testing.T) {
 }
 
 func TestDemoImageRunsPython(t *testing.T) {
-	needRoot(t)
+	testkit.NeedRoot(t)
 	layout := testkit.DemoImage(t)
 	root := testkit.Unpack(t, layout, "latest")
 	program := "import json; print(json.dumps(1))"
@@ -143,13 +143,6 @@ func TestDemoImageRunsPython(t *testing.T) {
 	}
 	if n := len(tree); n < 1000 {
 		t.Errorf("the image has %d entries", n)
-	}
-}
-
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("owners and devices need root")
 	}
 }
 

@@ -156,16 +156,6 @@ func (p *process) stop() {
 	p.cmd = nil
 }
 
-// pid returns the server's process id, 0 if it doesn't run.
-func (p *process) pid() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.cmd == nil {
-		return 0
-	}
-	return p.cmd.Process.Pid
-}
-
 // lasting runs functions on one thread that lives as long as the test binary. A child's death
 // signal fires when the thread that started it ends, not the process, and Go's threads come and go.
 var lasting = sync.OnceValue(func() chan<- func() {

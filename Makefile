@@ -1,0 +1,61 @@
+# The targets are the interface: CI and packages use nothing else. `make` lists them.
+GO      ?= go
+PREFIX  ?= /usr/local
+DESTDIR ?=
+BINDIR  ?= $(PREFIX)/bin
+
+# What `make test` runs with the race detector: all that holds goroutines. The rest drives programs.
+PLAIN := ./cmd/... ./benchmarks/... ./internal/...
+RACE   = $(filter-out $(shell $(GO) list $(PLAIN)),$(shell $(GO) list ./...))
+FUZZTIME ?= 20s
+TESTFLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help build deps test race fuzz lint install uninstall clean demo demo-stop FORCE
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+build: bin/skimfs ## compile bin/skimfs, one static binary
+
+bin/skimfs: FORCE
+	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./cmd/skimfs
+
+deps: ## install the Debian packages that tests and demo need (as root)
+	scripts/deps
+
+test: deps lint ## run all tests, about 10 minutes
+	$(GO) test -race -timeout 15m $(TESTFLAGS) $(RACE)
+	$(GO) test -timeout 15m $(TESTFLAGS) $(PLAIN)
+
+race: deps ## run all tests with the race detector, skimfs itself too
+	$(GO) test -race -timeout 40m $(TESTFLAGS) ./...
+
+fuzz: ## run each fuzz target for FUZZTIME (20s)
+	@for dir in $$($(GO) list -f '{{.Dir}}' ./...); do \
+		for target in $$(cat /dev/null $$dir/*_test.go 2>/dev/null | sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p'); do \
+			echo "$$dir $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$dir || exit 1; \
+		done; \
+	done
+
+lint: ## check form, go vet and staticcheck (staticcheck.conf says why)
+	@unformatted=$$(gofmt -l $$($(GO) list -f '{{.Dir}}' ./...)); \
+		[ -z "$$unformatted" ] || { echo "gofmt -w" $$unformatted >&2; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+demo: build ## publish, mount and run a real image; ends with a table, leaves it mounted
+	scripts/demo
+
+demo-stop: ## take down what the demo left
+	scripts/demo stop
+
+install: build ## install below PREFIX (/usr/local); DESTDIR for packages
+	install -D -m 0755 bin/skimfs $(DESTDIR)$(BINDIR)/skimfs
+
+uninstall: ## remove what install put there
+	rm -f $(DESTDIR)$(BINDIR)/skimfs
+
+clean: demo-stop ## remove what was built; the cached images stay
+	rm -rf bin .demo .bench

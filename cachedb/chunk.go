@@ -1,0 +1,213 @@
+package cachedb
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+)
+
+const (
+	fsBlock      = 4096 // unit of disk usage
+	dirEntryCost = 128  // what a file's name costs in its directory, amply
+	openChunks   = 256  // chunk files kept open
+	stripes      = 64
+)
+
+// chunks are the larger objects, a file each. Files that are read stay open for a while, their checksums in memory.
+//
+// Lock order: a stripe, then mu. A stripe orders creation, opening and removal of the files whose digests share it, so
+// that no removed file stays open and no new one is removed.
+type chunks struct {
+	dir, tmp string
+	stripe   [stripes]sync.Mutex
+
+	mu   sync.Mutex // guards open and all chunkFile.refs
+	open *simplelru.LRU[key, *chunkFile]
+}
+
+// chunkFile is an open chunk file; it is closed when neither the list nor a reader refers to it.
+type chunkFile struct {
+	f    *os.File
+	crcs []uint32
+	refs int
+}
+
+func newChunks(dir, tmp string) *chunks {
+	c := &chunks{dir: dir, tmp: tmp}
+	c.open, _ = simplelru.NewLRU(openChunks, func(_ key, cf *chunkFile) { cf.unref() })
+	return c
+}
+
+func (c *chunks) path(k key) string {
+	h := hex.EncodeToString(k[:])
+	return filepath.Join(c.dir, h[:2], h)
+}
+
+func (c *chunks) lock(k key) *sync.Mutex {
+	m := &c.stripe[k[1]%stripes]
+	m.Lock()
+	return m
+}
+
+// chunkDiskBytes is what a chunk file of size bytes of content costs on disk.
+func chunkDiskBytes(size int64) int64 {
+	return (size+trailerLen(size)+fsBlock-1)&^(fsBlock-1) + dirEntryCost
+}
+
+// write creates the file of k. The stripe of k is held.
+func (c *chunks) write(k key, class Class, clock uint32, plain []byte) (err error) {
+	f, err := os.CreateTemp(c.tmp, "chunk-") // mode 0600
+	if err != nil {
+		return fmt.Errorf("creating chunk file: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(plain)
+	if err == nil {
+		_, err = f.Write(chunkTrailer(k, class, clock, plain))
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("writing chunk file: %w", err)
+	}
+	path := c.path(k)
+	if err = os.Rename(f.Name(), path); errors.Is(err, fs.ErrNotExist) {
+		if err = os.Mkdir(filepath.Dir(path), 0o700); err == nil || errors.Is(err, fs.ErrExist) {
+			err = os.Rename(f.Name(), path)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("writing chunk file: %w", err)
+	}
+	return nil
+}
+
+// remove deletes the file of k. The stripe of k is held.
+func (c *chunks) remove(k key) error {
+	c.mu.Lock()
+	c.open.Remove(k)
+	c.mu.Unlock()
+	if err := os.Remove(c.path(k)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// acquire returns the open file of k, which has size bytes of content. present is asked under the stripe.
+func (c *chunks) acquire(k key, size int64, present func() bool) (*chunkFile, error) {
+	if cf := c.opened(k); cf != nil {
+		return cf, nil
+	}
+	defer c.lock(k).Unlock()
+	if cf := c.opened(k); cf != nil {
+		return cf, nil
+	}
+	if !present() {
+		return nil, errGone
+	}
+	f, err := os.Open(c.path(k))
+	if err != nil {
+		return nil, err
+	}
+	h, crcs, err := readTrailer(f, size)
+	if err == nil && h.key != k {
+		err = fmt.Errorf("another object's file: %w", errDamaged)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	cf := &chunkFile{f: f, crcs: crcs, refs: 2}
+	c.mu.Lock()
+	c.open.Add(k, cf)
+	c.mu.Unlock()
+	return cf, nil
+}
+
+func (c *chunks) opened(k key) *chunkFile {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	cf, ok := c.open.Get(k)
+	if !ok {
+		return nil
+	}
+	cf.refs++
+	return cf
+}
+
+func (c *chunks) release(cf *chunkFile) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	cf.unref()
+}
+
+// unref gives up one reference; the mutex that guards refs is held.
+func (cf *chunkFile) unref() {
+	if cf.refs--; cf.refs == 0 {
+		cf.f.Close()
+	}
+}
+
+func (c *chunks) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open.Purge()
+}
+
+// readTrailer reads and checks the trailer; size < 0 takes the size that the footer names.
+func readTrailer(f *os.File, size int64) (header, []uint32, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return header{}, nil, err
+	}
+	if size < 0 {
+		foot := make([]byte, headerLen)
+		if err := readFull(f, foot, max(0, st.Size()-headerLen)); err != nil {
+			return header{}, nil, err
+		}
+		h, err := parseHeader(foot, chunkMagic)
+		if err != nil {
+			return header{}, nil, err
+		}
+		size = int64(h.size)
+	}
+	if !st.Mode().IsRegular() || st.Size() != size+trailerLen(size) {
+		return header{}, nil, fmt.Errorf("file of %d bytes: %w", st.Size(), errDamaged)
+	}
+	b := make([]byte, trailerLen(size))
+	if err := readFull(f, b, size); err != nil {
+		return header{}, nil, err
+	}
+	return parseTrailer(b, size)
+}
+
+// read fills b from offset off of the content, checking every block it touches.
+func (cf *chunkFile) read(size int64, b []byte, off int64) error {
+	end := off + int64(len(b))
+	from, to := span(off, end, size)
+	crc := func(i int64) uint32 { return cf.crcs[i] }
+	if from == off && to == end {
+		if err := readFull(cf.f, b, off); err != nil {
+			return err
+		}
+		return checkBlocks(b, from/blockSize, crc)
+	}
+	buf := scratch(int(to - from))
+	defer buf.free()
+	if err := readFull(cf.f, buf.b, from); err != nil {
+		return err
+	}
+	if err := checkBlocks(buf.b, from/blockSize, crc); err != nil {
+		return err
+	}
+	copy(b, buf.b[off-from:])
+	return nil
+}

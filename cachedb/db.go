@@ -1,0 +1,452 @@
+package cachedb
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
+
+	"github.com/skimfs/skimfs/index"
+)
+
+var (
+	// ErrInUse says that another process owns the cache; the text names it.
+	ErrInUse = errors.New("in use")
+	// ErrFull says that the partition or the limit leaves no room.
+	ErrFull = errors.New("no room")
+	// ErrLayout says that a newer program wrote the cache.
+	ErrLayout = errors.New("unknown cache layout")
+)
+
+// Class says what an object is for. Higher classes leave the cache last.
+type Class uint8
+
+const (
+	ClassFile    Class = iota // content of files
+	ClassCatalog              // what every lookup needs
+)
+
+// Config says where a cache is and what it may use. Only Dir is required.
+type Config struct {
+	Dir         string        // owned by one process; created with mode 0700
+	Limit       int64         // bytes on disk, index included; 0: the smaller of 20 GB and 70 % of the partition's free space
+	Memory      int64         // bytes of the memory tier; 0: 32 MiB; negative: none
+	FillTimeout time.Duration // for each fill; 0: one minute
+	Log         *slog.Logger  // nil: silent
+}
+
+// DB is an open cache. It is safe for concurrent use.
+type DB struct {
+	dir     string
+	log     *slog.Logger
+	timeout time.Duration
+	lock    *os.File
+	badger  *badger.DB
+	gen     generations
+	space   *space
+	quota   quota
+	table   table
+	packs   packs
+	chunks  *chunks
+	memory  *memory
+	state   states
+	count   counters
+
+	journal  journal
+	flushing sync.Mutex // held by whoever writes the index
+
+	flights flights
+	writing *semaphore.Weighted // bytes filled and not yet on disk
+	warned  atomic.Int64        // when the full disk was last logged, Unix seconds
+
+	ctx    context.Context // ends when the cache closes; background work and fills follow it
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	closed atomic.Bool
+}
+
+// pendingWrites bounds the bytes that are answered but not yet on disk.
+const pendingWrites = 16 << 20
+
+// Open opens the cache in c.Dir, creating it if it isn't there, and takes it over from a process that died. It returns
+// ErrInUse, ErrFull or ErrLayout wrapped, or what the filesystem said.
+func Open(c Config) (_ *DB, err error) {
+	db := &DB{dir: c.Dir, log: c.Log, timeout: c.FillTimeout, writing: semaphore.NewWeighted(pendingWrites)}
+	if db.log == nil {
+		db.log = slog.New(slog.DiscardHandler)
+	}
+	if db.timeout <= 0 {
+		db.timeout = time.Minute
+	}
+	if c.Memory == 0 {
+		c.Memory = 32 << 20
+	}
+	db.memory = newMemory(max(0, c.Memory))
+	db.count.init()
+	db.quota.kick = make(chan struct{}, 1)
+	db.flights.m = map[key]*flight{}
+	db.chunks = newChunks(filepath.Join(c.Dir, "chunks"), filepath.Join(c.Dir, "tmp"))
+	db.packs.dir = filepath.Join(c.Dir, "packs")
+	db.ctx, db.cancel = context.WithCancel(context.Background())
+	if err := db.open(c); err != nil {
+		db.abandon()
+		return nil, fmt.Errorf("opening cache %q: %w", c.Dir, err)
+	}
+	db.wg.Add(2)
+	go db.recorder()
+	go db.evictor()
+	db.wakeEvictor()
+	return db, nil
+}
+
+func (db *DB) open(c Config) (err error) {
+	for _, sub := range []string{"", "index", "packs", "chunks", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(db.dir, sub), 0o700); err != nil {
+			return err
+		}
+	}
+	if err := db.takeLock(); err != nil {
+		return err
+	}
+	if err := emptyDir(db.chunks.tmp); err != nil {
+		return err
+	}
+	if db.space, err = newSpace(db.dir); err != nil {
+		return err
+	}
+	removed, err := db.space.freeForOpen(db.dir)
+	if err != nil {
+		return err
+	}
+	if removed > 0 {
+		db.log.Warn("removed cached files: the partition is full", "dir", db.dir, "files", removed)
+	}
+	found, err := db.readMarker()
+	if err != nil {
+		return err
+	}
+	// The index is not loaded yet; until then the limit is what was asked or, for the size of badger's tables, the default.
+	db.quota.limit.Store(c.Limit)
+	if c.Limit <= 0 {
+		db.quota.limit.Store(db.defaultLimit())
+	}
+	db.packs.full.Store(packSize(db.Limit()))
+	// A log that a larger memtable wrote does not fit a smaller one.
+	now := marker{phase: opening, memTable: max(found.memTable, memTableSize(db.Limit(), db.space.total))}
+	if err := db.writeMarker(now); err != nil {
+		return err
+	}
+	if err := db.recover(found, removed > 0, now.memTable); err != nil {
+		if db.badger != nil {
+			err = errors.Join(err, db.closeIndex())
+			db.badger = nil
+		}
+		return errors.Join(err, db.writeMarker(found))
+	}
+	db.measureIndex()
+	db.SetLimit(c.Limit)
+	now.phase = running
+	return db.writeMarker(now)
+}
+
+// takeLock makes this process the owner.
+func (db *DB) takeLock() error {
+	f, err := os.OpenFile(filepath.Join(db.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close()
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("locking: %w", err)
+		}
+		pid := make([]byte, 20)
+		n, _ := f.ReadAt(pid, 0)
+		return fmt.Errorf("%w by process %s", ErrInUse, strings.TrimSpace(string(pid[:n])))
+	}
+	db.lock = f
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(f, "%d\n", os.Getpid())
+	return err
+}
+
+// marker is the content of DIR/dirty: what the owner was doing when it was last heard of.
+type marker struct {
+	phase    string // stopped when there is no marker
+	memTable int64  // size of badger's memtable, bytes
+}
+
+const (
+	stopped = ""
+	opening = "opening"
+	running = "open"
+)
+
+func (db *DB) markerPath() string { return filepath.Join(db.dir, "dirty") }
+
+// readMarker never fails on content: a torn marker tells of an unclean stop.
+func (db *DB) readMarker() (m marker, err error) {
+	b, err := os.ReadFile(db.markerPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return m, nil
+	}
+	if n, _ := fmt.Sscanf(string(b), "%s %d\n", &m.phase, &m.memTable); n != 2 || m.memTable < 0 || m.memTable > maxMemTable {
+		m = marker{phase: running, memTable: maxMemTable}
+	}
+	return m, err
+}
+
+func (db *DB) writeMarker(m marker) error {
+	if m.phase == stopped {
+		return errors.Join(os.Remove(db.markerPath()), syncDir(db.dir))
+	}
+	return writeSynced(db.markerPath(), fmt.Appendf(nil, "%s %d\n", m.phase, m.memTable))
+}
+
+// writeSynced replaces path by data: write, sync, rename, sync the directory.
+func writeSynced(path string, data []byte) (err error) {
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		os.Remove(path + ".new")
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func emptyDir(dir string) error {
+	list, err := os.ReadDir(dir)
+	for _, e := range list {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return err
+}
+
+// abandon gives up whatever an unfinished Open holds.
+func (db *DB) abandon() {
+	db.cancel()
+	if db.badger != nil {
+		_ = guard(db.badger.Close)
+	}
+	db.packs.close()
+	if db.lock != nil {
+		db.lock.Close()
+	}
+}
+
+// Close stops fills, waits for what is being written, and leaves the cache clean: everything synced and recorded. When
+// the partition is too full for that the cache is left as after a crash, which loses nothing but time at the next Open.
+func (db *DB) Close() error {
+	if db.closed.Swap(true) {
+		return fs.ErrClosed
+	}
+	db.flights.close()
+	db.cancel()
+	db.wg.Wait()
+	db.chunks.close()
+	db.stampRecency()
+	err := db.flush()
+	if db.space.forget(); !db.space.indexMayWrite() {
+		// Badger would write a table and die. Its log holds all it was told.
+		db.packs.close()
+		return errors.Join(fmt.Errorf("closing cache %q: %w", db.dir, ErrFull), db.lock.Close())
+	}
+	err = errors.Join(err, db.closeIndex())
+	db.packs.close()
+	if err == nil {
+		err = db.syncAll()
+	}
+	if err == nil {
+		err = db.writeMarker(marker{})
+	}
+	if err = errors.Join(err, db.lock.Close()); err != nil {
+		return fmt.Errorf("closing cache %q: %w", db.dir, err)
+	}
+	return nil
+}
+
+// syncAll brings everything on the partition to the disk.
+func (db *DB) syncAll() error {
+	d, err := os.Open(db.dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
+}
+
+// Sync returns when everything answered so far is recorded and on disk.
+func (db *DB) Sync(ctx context.Context) error {
+	if db.closed.Load() {
+		return fs.ErrClosed
+	}
+	if err := db.writing.Acquire(ctx, pendingWrites); err != nil {
+		return err
+	}
+	db.writing.Release(pendingWrites)
+	if err := db.flush(); err != nil {
+		return err
+	}
+	return db.syncAll()
+}
+
+// Has reports whether d is cached, in memory or on disk. It does not count as a use.
+func (db *DB) Has(d index.Digest) bool {
+	if d.Algorithm() != index.SHA256 {
+		return false
+	}
+	k := keyOf(d)
+	if _, ok := db.table.get(k, false); ok {
+		return true
+	}
+	_, ok := db.memory.get(k)
+	return ok
+}
+
+// Memory returns d's content if the memory tier holds it. Nobody may change it.
+func (db *DB) Memory(d index.Digest) ([]byte, bool) {
+	if d.Algorithm() != index.SHA256 {
+		return nil, false
+	}
+	b, ok := db.memory.get(keyOf(d))
+	if ok {
+		db.count.hitsMemory.add(1)
+	}
+	return b, ok
+}
+
+// ReadAt fills p from offset off of object d of size bytes, if d is cached: it never waits for a fill, and reads and
+// checks only the 16 KiB blocks it needs. ok is false when d is not cached, or was found damaged and dropped; p's content
+// is undefined then. err reports a range or size that d doesn't have, and fs.ErrClosed.
+func (db *DB) ReadAt(d index.Digest, size int64, p []byte, off int64) (ok bool, err error) {
+	if off < 0 || off+int64(len(p)) > size {
+		return false, fmt.Errorf("reading object %v: %d bytes at %d of %d: %w", d, len(p), off, size, fs.ErrInvalid)
+	}
+	if db.closed.Load() {
+		return false, fs.ErrClosed
+	}
+	if d.Algorithm() != index.SHA256 {
+		return false, nil
+	}
+	k := keyOf(d)
+	if b, ok := db.memory.get(k); ok && int64(len(b)) == size {
+		copy(p, b[off:])
+		db.table.get(k, true)
+		db.count.hitsMemory.add(1)
+		return true, nil
+	}
+	ok, err = db.readDisk(k, size, p, off)
+	if ok {
+		db.count.hitsDisk.add(1)
+	}
+	return ok, err
+}
+
+// readDisk reads from the disk tier. An object that moves meanwhile is looked up again; a bad one is dropped.
+func (db *DB) readDisk(k key, size int64, p []byte, off int64) (bool, error) {
+	for range 8 {
+		l, ok := db.table.get(k, true)
+		if !ok {
+			return false, nil
+		}
+		if int64(l.size) != size {
+			return false, fmt.Errorf("reading object %x: it has %d bytes, not %d: %w", k, l.size, size, index.ErrFormat)
+		}
+		err := db.readLoc(k, l, p, off)
+		switch {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, errGone):
+			continue
+		case errors.Is(err, errDamaged), errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.EIO):
+			db.dropBad(k, l, err)
+		default: // out of descriptors, say: the object is none the worse
+			db.log.Warn("reading cached object", "digest", index.SHA256Digest(k), "err", err)
+		}
+		return false, nil
+	}
+	return false, nil
+}
+
+func (db *DB) readLoc(k key, l loc, p []byte, off int64) error {
+	if l.suspect {
+		return db.readSuspect(k, l, p, off)
+	}
+	return db.readBlocks(k, l, p, off)
+}
+
+func (db *DB) readBlocks(k key, l loc, p []byte, off int64) error {
+	if l.pack != 0 {
+		return db.packs.read(k, l, p, off)
+	}
+	cf, err := db.chunks.acquire(k, int64(l.size), func() bool {
+		now, ok := db.table.get(k, false)
+		return ok && now.samePlace(l)
+	})
+	if err != nil {
+		return err
+	}
+	defer db.chunks.release(cf)
+	return cf.read(int64(l.size), p, off)
+}
+
+// readSuspect reads the whole object and checks its digest: it was written before an unclean stop.
+func (db *DB) readSuspect(k key, l loc, p []byte, off int64) error {
+	whole := scratch(int(l.size))
+	defer whole.free()
+	if err := db.readBlocks(k, l, whole.b, 0); err != nil {
+		return err
+	}
+	if sha256.Sum256(whole.b) != k {
+		return fmt.Errorf("content does not match its digest: %w", errDamaged)
+	}
+	if db.table.update(k, l, func(l *loc) { l.suspect = false }) {
+		db.record(k)
+	}
+	copy(p, whole.b[off:])
+	return nil
+}
+
+// dropBad forgets an object found damaged, if it is still at l.
+func (db *DB) dropBad(k key, l loc, why error) {
+	dropped := false
+	if l.pack == 0 {
+		dropped = db.removeChunk(k, l)
+	} else if dropped = db.table.remove(k, l); dropped {
+		db.record(k) // its bytes leave with the pack
+	}
+	if dropped {
+		db.count.verifyFailures.add(1)
+		db.log.Error("dropped a damaged object", "digest", index.SHA256Digest(k), "pack", l.pack, "err", why)
+	}
+}

@@ -1,0 +1,24 @@
+package cachedb
+
+import (
+	"encoding/binary"
+	"log/slog"
+	"path/filepath"
+	"testing"
+)
+
+// SetLayoutVersion makes the closed cache in dir look as if a program of that layout had written it.
+func SetLayoutVersion(t *testing.T, dir string, v uint32) {
+	t.Helper()
+	b, err := openBadger(badgerOptions(filepath.Join(dir, "index"), maxMemTable, badgerLog{slog.New(slog.DiscardHandler)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := DB{badger: b, dir: dir}
+	if err := db.setIndex([]byte(keyVersion), binary.LittleEndian.AppendUint32(nil, v)); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.closeIndex(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,92 @@
+package cachedb
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+var (
+	metricHitsMemory     = metrics.NewCounter(`skimfs_cache_hits_total{tier="memory"}`)
+	metricHitsDisk       = metrics.NewCounter(`skimfs_cache_hits_total{tier="disk"}`)
+	metricMisses         = metrics.NewCounter(`skimfs_cache_misses_total`)
+	metricFills          = metrics.NewCounter(`skimfs_cache_fills_total`)
+	metricFillErrors     = metrics.NewCounter(`skimfs_cache_fill_errors_total`)
+	metricFillSeconds    = metrics.NewHistogram(`skimfs_cache_fill_seconds`)
+	metricEvictedLimit   = metrics.NewCounter(`skimfs_cache_evictions_total{reason="limit"}`)
+	metricEvictedSpace   = metrics.NewCounter(`skimfs_cache_evictions_total{reason="space"}`)
+	metricCopiedBytes    = metrics.NewCounter(`skimfs_cache_copied_bytes_total`)
+	metricVerifyFailures = metrics.NewCounter(`skimfs_cache_verify_failures_total`)
+	metricUncached       = metrics.NewCounter(`skimfs_cache_uncached_total`)
+	metricBytes          = metrics.NewGauge(`skimfs_cache_bytes`, nil)
+	metricObjects        = metrics.NewGauge(`skimfs_cache_objects`, nil)
+	metricLimit          = metrics.NewGauge(`skimfs_cache_limit_bytes`, nil)
+	metricMemory         = metrics.NewGauge(`skimfs_cache_memory_bytes`, nil)
+)
+
+// Stats is a snapshot of one cache: levels now, and counts since it was opened.
+type Stats struct {
+	Bytes       int64 // on disk, the index included
+	Objects     int64 // on disk
+	Limit       int64 // bytes on disk allowed
+	MemoryBytes int64 // in the memory tier
+
+	Hits           Hits
+	Misses         int64 // Gets that neither tier could answer
+	Fills          int64 // fills begun
+	FillErrors     int64
+	Evictions      int64 // objects
+	VerifyFailures int64 // objects found damaged
+	Uncached       int64 // fills answered but not stored: no room, or too large
+}
+
+// Hits counts answers by tier.
+type Hits struct{ Memory, Disk int64 }
+
+// counter counts for one cache and for the process.
+type counter struct {
+	n      atomic.Int64
+	metric *metrics.Counter
+}
+
+func (c *counter) add(n int) {
+	c.n.Add(int64(n))
+	c.metric.Add(n)
+}
+
+type counters struct {
+	hitsMemory, hitsDisk, misses, fills, fillErrors counter
+	evictedLimit, evictedSpace                      counter
+	verifyFailures, uncached                        counter
+}
+
+func (c *counters) init() {
+	c.hitsMemory.metric, c.hitsDisk.metric, c.misses.metric = metricHitsMemory, metricHitsDisk, metricMisses
+	c.fills.metric, c.fillErrors.metric = metricFills, metricFillErrors
+	c.evictedLimit.metric, c.evictedSpace.metric = metricEvictedLimit, metricEvictedSpace
+	c.verifyFailures.metric, c.uncached.metric = metricVerifyFailures, metricUncached
+}
+
+// Stats returns a snapshot; its cost does not depend on the cache's size.
+func (db *DB) Stats() Stats {
+	c := &db.count
+	return Stats{
+		Bytes: db.quota.bytes(), Objects: db.table.count.Load(), Limit: db.Limit(), MemoryBytes: db.memory.size(),
+		Hits:   Hits{Memory: c.hitsMemory.n.Load(), Disk: c.hitsDisk.n.Load()},
+		Misses: c.misses.n.Load(), Fills: c.fills.n.Load(), FillErrors: c.fillErrors.n.Load(),
+		Evictions:      c.evictedLimit.n.Load() + c.evictedSpace.n.Load(),
+		VerifyFailures: c.verifyFailures.n.Load(), Uncached: c.uncached.n.Load(),
+	}
+}
+
+// publishMetrics sets the gauges; with several caches in a process the last one to be asked shows.
+func (db *DB) publishMetrics() {
+	s := db.Stats()
+	metricBytes.Set(float64(s.Bytes))
+	metricObjects.Set(float64(s.Objects))
+	metricLimit.Set(float64(s.Limit))
+	metricMemory.Set(float64(s.MemoryBytes))
+}
+
+func observeFill(begun time.Time) { metricFillSeconds.Update(time.Since(begun).Seconds()) }

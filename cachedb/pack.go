@@ -1,0 +1,255 @@
+package cachedb
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// errGone says that an object moved or left between lookup and read: look again.
+var errGone = errors.New("object moved")
+
+// pack is one append-only file of small objects. Its records never change, so readers need no lock but for its end.
+type pack struct {
+	id       uint32
+	size     atomic.Int64 // bytes handed out to writers
+	writers  atomic.Int32 // appends whose object is not in the table yet
+	recorded int64        // size the index knows; the recorder's own
+
+	mu sync.RWMutex // guards f: held to read, taken to close
+	f  *os.File     // nil once the pack has left
+}
+
+// packs are the packs of a cache; the active one takes appends.
+type packs struct {
+	dir  string
+	full atomic.Int64 // size at which a pack is sealed
+
+	mu     sync.RWMutex // guards what follows
+	byID   map[uint32]*pack
+	active *pack
+	next   uint32 // the next pack's number; numbers are not used again
+}
+
+func (ps *packs) path(id uint32) string {
+	return filepath.Join(ps.dir, strconv.FormatUint(uint64(id), 10)+".pack")
+}
+
+// load opens the packs that exist. It removes files that can't be opened as packs.
+func (ps *packs) load() error {
+	ps.byID = map[uint32]*pack{}
+	names, err := os.ReadDir(ps.dir)
+	if err != nil {
+		return fmt.Errorf("listing packs: %w", err)
+	}
+	for _, e := range names {
+		num, ok := strings.CutSuffix(e.Name(), ".pack")
+		id, err := strconv.ParseUint(num, 10, 32)
+		if !ok || err != nil || id == 0 || id == math.MaxUint32 || !e.Type().IsRegular() {
+			continue
+		}
+		p := &pack{id: uint32(id)}
+		if p.f, err = os.OpenFile(ps.path(p.id), os.O_RDWR, 0); err != nil {
+			return fmt.Errorf("opening pack: %w", err)
+		}
+		st, err := p.f.Stat()
+		if err != nil {
+			return fmt.Errorf("opening pack: %w", err)
+		}
+		if st.Size() > math.MaxUint32 {
+			p.f.Close()
+			continue
+		}
+		p.size.Store(st.Size())
+		ps.byID[p.id] = p
+		ps.next = max(ps.next, p.id+1)
+	}
+	ps.next = max(ps.next, 1)
+	return nil
+}
+
+func (ps *packs) get(id uint32) *pack {
+	ps.mu.RLock()
+	defer ps.mu.RUnlock()
+	return ps.byID[id]
+}
+
+func (ps *packs) all() []*pack {
+	ps.mu.RLock()
+	defer ps.mu.RUnlock()
+	list := make([]*pack, 0, len(ps.byID))
+	for _, p := range ps.byID {
+		list = append(list, p)
+	}
+	return list
+}
+
+// append writes record to the active pack. The caller says p.writers.Add(-1) once the object is in the table.
+func (ps *packs) append(record []byte) (p *pack, off uint32, err error) {
+	n := int64(len(record))
+	ps.mu.Lock()
+	if ps.active == nil || ps.active.size.Load()+n > ps.full.Load() {
+		if err := ps.begin(); err != nil {
+			ps.mu.Unlock()
+			return nil, 0, err
+		}
+	}
+	p = ps.active
+	p.writers.Add(1)
+	at := p.size.Add(n) - n
+	ps.mu.Unlock()
+	if _, err := p.f.WriteAt(record, at); err != nil {
+		p.writers.Add(-1)
+		return p, 0, fmt.Errorf("appending to pack: %w", err)
+	}
+	return p, uint32(at), nil
+}
+
+// begin makes a new pack the active one. ps.mu is held.
+func (ps *packs) begin() error {
+	p := &pack{id: ps.next}
+	f, err := os.OpenFile(ps.path(p.id), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("creating pack: %w", err)
+	}
+	p.f = f
+	ps.next++
+	ps.byID[p.id], ps.active = p, p
+	return nil
+}
+
+// seal ends appends to the active pack.
+func (ps *packs) seal() {
+	ps.mu.Lock()
+	ps.active = nil
+	ps.mu.Unlock()
+}
+
+// drop removes p for good. Reads in flight end first; later ones don't find it.
+func (ps *packs) drop(p *pack) error {
+	ps.mu.Lock()
+	delete(ps.byID, p.id)
+	if ps.active == p {
+		ps.active = nil
+	}
+	ps.mu.Unlock()
+	err := os.Remove(ps.path(p.id))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.f.Close()
+	p.f = nil
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (ps *packs) close() {
+	for _, p := range ps.all() {
+		p.mu.Lock()
+		if p.f != nil {
+			p.f.Close()
+			p.f = nil
+		}
+		p.mu.Unlock()
+	}
+}
+
+// read fills b from offset off of the object k at l, and returns whether all it touched is sound.
+func (ps *packs) read(k key, l loc, b []byte, off int64) error {
+	from, to := span(off, off+int64(len(b)), int64(l.size))
+	buf := scratch(int(headerLen + to))
+	defer buf.free()
+	p := ps.get(l.pack)
+	if p == nil {
+		return errGone
+	}
+	if err := p.pread(buf.b, int64(l.off)); err != nil {
+		return err
+	}
+	h, err := parseHeader(buf.b, packMagic)
+	if err != nil {
+		return err
+	}
+	if h.key != k || h.size != l.size {
+		return fmt.Errorf("another object's record: %w", errDamaged)
+	}
+	plain := buf.b[headerLen:]
+	if err := checkBlocks(plain[from:to], from/blockSize, func(i int64) uint32 { return h.crc[i] }); err != nil {
+		return err
+	}
+	copy(b, plain[off:])
+	return nil
+}
+
+func (p *pack) pread(b []byte, off int64) error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.f == nil {
+		return errGone
+	}
+	return readFull(p.f, b, off)
+}
+
+// readFull reads all of b. A short file is damage, as what was promised is not there.
+func readFull(f *os.File, b []byte, off int64) error {
+	if _, err := f.ReadAt(b, off); err != nil {
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("file is short: %w", errDamaged)
+		}
+		return err
+	}
+	return nil
+}
+
+// records calls f for each readable record header of the pack, skipping what is torn or damaged.
+func (p *pack) records(f func(h header, off uint32)) error {
+	size := p.size.Load()
+	buf := make([]byte, 1<<20)
+	base, have := int64(0), 0 // buf[:have] are the bytes at base
+	for off := int64(0); off+headerLen <= size; {
+		if off < base || off+headerLen > base+int64(have) {
+			base, have = off, int(min(int64(len(buf)), size-off))
+			if err := p.pread(buf[:have], base); err != nil {
+				return fmt.Errorf("scanning pack %d: %w", p.id, err)
+			}
+		}
+		h, err := parseHeader(buf[off-base:have], packMagic)
+		end := off + packRecordLen(int64(h.size))
+		if err != nil || h.size > packMax || off+headerLen+int64(h.size) > size {
+			off += packAlign
+			continue
+		}
+		f(h, uint32(off))
+		off = end
+	}
+	return nil
+}
+
+// buffer is scratch space from a pool.
+type buffer struct{ b []byte }
+
+var scratchPool = sync.Pool{New: func() any { return &buffer{make([]byte, 0, 64<<10)} }}
+
+func scratch(n int) *buffer {
+	buf := scratchPool.Get().(*buffer)
+	if cap(buf.b) < n {
+		buf.b = make([]byte, n)
+	}
+	buf.b = buf.b[:n]
+	return buf
+}
+
+func (b *buffer) free() {
+	if cap(b.b) <= 2<<20 {
+		scratchPool.Put(b)
+	}
+}

@@ -1,0 +1,400 @@
+package cachedb
+
+import (
+	"cmp"
+	"math/bits"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+const defaultLimit = 20e9
+
+// quota counts bytes on disk against the limit.
+type quota struct {
+	limit   atomic.Int64
+	objects atomic.Int64 // packs and chunk files, those being written included
+	index   atomic.Int64 // the index and the directories, as last measured
+	freed   atomic.Int64 // bytes freed since the cache was opened, less what was copied forward
+	evict   sync.Mutex   // held while objects are chosen and removed
+	kick    chan struct{}
+}
+
+func (q *quota) bytes() int64 { return q.objects.Load() + q.index.Load() }
+
+// Reasons to evict.
+type reason uint8
+
+const (
+	forLimit reason = iota
+	forSpace
+)
+
+// low is where eviction stops, high where it begins in the background.
+func (q *quota) low() int64  { return q.limit.Load() / 10 * 9 }
+func (q *quota) high() int64 { return q.limit.Load() / 100 * 96 }
+
+// step is how much one round of eviction frees: small enough not to be felt, large enough to pay for its scans.
+func (q *quota) step() int64 { return max(q.limit.Load()/64, 4<<20) }
+
+// Limit returns the bytes on disk that the cache may use, its index included.
+func (db *DB) Limit() int64 { return db.quota.limit.Load() }
+
+// SetLimit changes the limit, in bytes; 0 asks for the default again. What is above it is evicted in the background.
+// The limit is not remembered when the cache is closed.
+func (db *DB) SetLimit(limit int64) {
+	if limit <= 0 {
+		limit = db.defaultLimit()
+	}
+	db.quota.limit.Store(limit)
+	db.packs.full.Store(packSize(limit))
+	db.wakeEvictor()
+}
+
+// defaultLimit is the smaller of 20 GB and 70 % of what the partition could give.
+func (db *DB) defaultLimit() int64 {
+	return int64(min(defaultLimit, 0.7*float64(db.space.free()+db.quota.bytes())))
+}
+
+// packSize is 32 MiB, or less in a small cache, so that one pack is a small part of it.
+func packSize(limit int64) int64 { return min(32<<20, max(1<<20, limit/64)) }
+
+func (db *DB) wakeEvictor() {
+	select {
+	case db.quota.kick <- struct{}{}:
+	default:
+	}
+}
+
+// evictor keeps the cache below its high mark until the cache closes.
+func (db *DB) evictor() {
+	defer db.wg.Done()
+	for {
+		select {
+		case <-db.ctx.Done():
+			return
+		case <-db.quota.kick:
+		}
+		if db.quota.bytes() <= db.quota.high() {
+			continue
+		}
+		for over := int64(1); over > 0 && db.ctx.Err() == nil; {
+			db.quota.evict.Lock()
+			if over = db.quota.bytes() - db.quota.low(); over > 0 && db.evictRound(min(over, db.quota.step()), forLimit) <= 0 {
+				over = 0
+			}
+			db.quota.evict.Unlock()
+		}
+	}
+}
+
+// room accounts for n bytes to be written, evicting if it must; false means that they must not be written.
+func (db *DB) room(n int64) bool {
+	q := &db.quota
+	if n > q.limit.Load()/4 {
+		return false
+	}
+	q.objects.Add(n)
+	for over := q.bytes() - q.limit.Load(); over > 0; over = q.bytes() - q.limit.Load() {
+		if !db.evictNow(max(over, min(q.step(), q.limit.Load()/20)), forLimit, func() bool { return q.bytes() > q.limit.Load() }) {
+			q.objects.Add(-n)
+			return false
+		}
+	}
+	if q.bytes() > q.high() {
+		db.wakeEvictor()
+	}
+	short := func() bool { return db.space.free() < db.space.reserve+n }
+	for short() {
+		if !db.evictNow(db.space.reserve+n-db.space.free()+q.step(), forSpace, short) {
+			q.objects.Add(-n)
+			return false
+		}
+	}
+	db.space.take(n)
+	return true
+}
+
+// evictNow evicts about n bytes if, its turn come, still says so. It returns false when nothing is left to evict.
+func (db *DB) evictNow(n int64, why reason, still func() bool) bool {
+	db.quota.evict.Lock()
+	defer db.quota.evict.Unlock()
+	if why == forSpace {
+		db.space.forget()
+	}
+	if !still() {
+		return true
+	}
+	freed := db.evictRound(min(n, 2*db.quota.step()), why)
+	db.space.forget()
+	return freed > 0
+}
+
+// Ages are counted in insertions since the last use, in buckets 1/16 apart. Tiers leave one after the other.
+const (
+	ageBuckets = 480
+	tiers      = int(ClassCatalog) + 1
+)
+
+func ageBucket(age uint32) int {
+	if age < 16 {
+		return int(age)
+	}
+	e := bits.Len32(age) - 5
+	return 16*e + int(age>>e)
+}
+
+func bucketAge(b int) uint32 {
+	if b < 32 {
+		return uint32(b)
+	}
+	return uint32(b%16+16) << (b/16 - 1)
+}
+
+// cutoff says which objects are cold: those of a tier whose age is its entry or more. Packs leave whole, so in them the
+// older half of all packed bytes is cold.
+type cutoff struct {
+	now    uint32
+	age    [tiers]uint64
+	packed uint64
+	inPack int64 // packed bytes beyond age: what packs owe to this round
+}
+
+const noAge = 1 << 32 // none is that old
+
+func (c *cutoff) cold(l loc) bool {
+	age := uint64(c.now - l.used)
+	if l.pack != 0 {
+		return age >= c.packed && !c.spares(l.class)
+	}
+	return age >= c.age[l.class]
+}
+
+// spares reports whether objects of a class leave only if they share a pack with nothing better.
+func (c *cutoff) spares(class Class) bool { return class != ClassFile && c.age[class] == noAge }
+
+// coldest returns the cutoff beyond which about n bytes of objects lie.
+func (db *DB) coldest(n int64) cutoff {
+	var all, packed [tiers][ageBuckets]int64
+	c := cutoff{now: db.table.clock.Load()}
+	inPacks := int64(0)
+	db.table.scan(func(_ *key, l loc) {
+		b, size := ageBucket(c.now-l.used), l.diskBytes()
+		all[l.class][b] += size
+		if l.pack != 0 {
+			packed[l.class][b] += size
+			inPacks += size
+		}
+	})
+	for t := range tiers {
+		c.age[t] = noAge
+		for b := ageBuckets - 1; b >= 0 && n > 0; b-- {
+			if n -= all[t][b]; all[t][b] > 0 {
+				c.age[t] = uint64(bucketAge(b))
+				c.inPack += packed[t][b]
+			}
+		}
+	}
+	for b := ageBuckets - 1; b >= 0 && inPacks > 0; b-- {
+		for t := range tiers {
+			inPacks -= 2 * packed[t][b]
+		}
+		c.packed = uint64(bucketAge(b))
+	}
+	return c
+}
+
+// packHeat is how much of a pack is in use, and how recently it was used.
+type packHeat struct {
+	size, live, warm int64
+	ages             float64 // of the live bytes, summed
+	oldest           uint32
+}
+
+func (h *packHeat) add(cut *cutoff, l loc) {
+	n, age := l.diskBytes(), cut.now-l.used
+	h.live += n
+	if !cut.cold(l) {
+		h.warm += n
+	}
+	if cut.spares(l.class) {
+		return // as good as just used
+	}
+	h.ages += float64(n) * float64(age)
+	h.oldest = max(h.oldest, age)
+}
+
+// meanAge takes dead bytes to be as old as the oldest object.
+func (h *packHeat) meanAge() float64 {
+	if h.live == 0 {
+		return noAge
+	}
+	return (h.ages + float64(h.size-h.live)*float64(h.oldest)) / float64(h.size)
+}
+
+type victim struct {
+	key key
+	loc loc
+}
+
+// evictRound frees about n bytes of what was used least recently and returns how many it freed: the coldest packs, their
+// warm objects copied forward, and chunk files. quota.evict is held.
+func (db *DB) evictRound(n int64, why reason) int64 {
+	before := db.quota.freed.Load()
+	freed := func() int64 { return db.quota.freed.Load() - before }
+	cut := db.coldest(n)
+	var cold []victim
+	heat := map[uint32]*packHeat{}
+	all := db.packs.all()
+	for _, p := range all {
+		heat[p.id] = &packHeat{size: p.size.Load()}
+	}
+	db.table.scan(func(k *key, l loc) {
+		switch h := heat[l.pack]; {
+		case h != nil:
+			h.add(&cut, l)
+		case l.pack == 0 && cut.cold(l):
+			cold = append(cold, victim{*k, l})
+		}
+	})
+	slices.SortFunc(all, func(a, b *pack) int { return cmp.Compare(heat[b.id].meanAge(), heat[a.id].meanAge()) })
+	var leaving []*pack
+	owed := cut.inPack
+	for _, p := range all {
+		if h := heat[p.id]; (owed > 0 || h.live < h.size/2) && db.packs.idle(p) {
+			leaving = append(leaving, p)
+			owed -= h.size - min(h.warm, h.size/2)
+		}
+	}
+	db.evictPacks(leaving, &cut, why)
+	slices.SortFunc(cold, func(a, b victim) int { return cmp.Compare(cut.now-b.loc.used, cut.now-a.loc.used) })
+	for _, v := range cold {
+		if freed() >= n {
+			break
+		}
+		db.evictChunk(v.key, v.loc, why)
+	}
+	if freed() <= 0 { // what is cold is in the active pack, or packs are all warm
+		db.packs.seal()
+		for _, p := range all {
+			if db.packs.idle(p) {
+				db.evictPacks([]*pack{p}, nil, why)
+				break
+			}
+		}
+	}
+	return freed()
+}
+
+// idle reports whether p is there, takes no appends, and none is under way.
+func (ps *packs) idle(p *pack) bool {
+	ps.mu.RLock()
+	defer ps.mu.RUnlock()
+	return ps.byID[p.id] == p && p != ps.active && p.writers.Load() == 0
+}
+
+// evictPacks removes packs whole. Objects that are not cold are copied forward first, the warmest first and up to half a
+// pack; without a cutoff none is.
+func (db *DB) evictPacks(leaving []*pack, cut *cutoff, why reason) {
+	if len(leaving) == 0 {
+		return
+	}
+	content := make(map[uint32][]victim, len(leaving))
+	for _, p := range leaving {
+		content[p.id] = nil
+	}
+	db.table.scan(func(k *key, l loc) {
+		if list, ok := content[l.pack]; ok && l.pack != 0 {
+			content[l.pack] = append(list, victim{*k, l})
+		}
+	})
+	for _, p := range leaving {
+		list := content[p.id]
+		if cut != nil {
+			slices.SortFunc(list, func(a, b victim) int {
+				return cmp.Or(cmp.Compare(b.loc.class, a.loc.class), cmp.Compare(cut.now-a.loc.used, cut.now-b.loc.used))
+			})
+		}
+		budget := p.size.Load() / 2
+		for _, v := range list {
+			if n := v.loc.diskBytes(); cut != nil && !cut.cold(v.loc) && n <= budget && db.copyForward(v) {
+				budget -= n
+				continue
+			}
+			if db.table.remove(v.key, v.loc) {
+				db.record(v.key)
+				db.countEvicted(why)
+			}
+		}
+		db.dropPack(p)
+	}
+}
+
+func (db *DB) dropPack(p *pack) {
+	if err := db.packs.drop(p); err != nil {
+		db.log.Warn("removing pack", "pack", p.id, "err", err)
+	}
+	db.giveBack(p.size.Load())
+	db.recordDropped(p.id)
+}
+
+// copyForward moves a small object to the active pack; false leaves it where it is.
+func (db *DB) copyForward(v victim) bool {
+	if db.space.free() < db.space.reserve/2 {
+		return false
+	}
+	plain := scratch(int(v.loc.size))
+	defer plain.free()
+	if db.packs.read(v.key, v.loc, plain.b, 0) != nil {
+		return false
+	}
+	record := appendPackRecord(nil, v.key, v.loc.class, v.loc.used, plain.b)
+	p, off, err := db.packs.append(record)
+	if p != nil {
+		db.giveBack(-int64(len(record))) // a failed append leaves a gap of that length
+	}
+	if err != nil {
+		return false
+	}
+	defer p.writers.Add(-1)
+	metricCopiedBytes.Add(len(record))
+	if db.table.update(v.key, v.loc, func(l *loc) { l.pack, l.off = p.id, off }) {
+		db.record(v.key)
+	}
+	return true
+}
+
+func (db *DB) evictChunk(k key, l loc, why reason) {
+	if db.removeChunk(k, l) {
+		db.countEvicted(why)
+	}
+}
+
+// removeChunk forgets a chunk and deletes its file, if k is still at l.
+func (db *DB) removeChunk(k key, l loc) bool {
+	defer db.chunks.lock(k).Unlock()
+	if !db.table.remove(k, l) {
+		return false
+	}
+	if err := db.chunks.remove(k); err != nil {
+		db.log.Warn("removing chunk file", "digest", db.chunks.path(k), "err", err)
+	}
+	db.giveBack(l.diskBytes())
+	db.record(k)
+	return true
+}
+
+// giveBack accounts for n bytes freed on disk.
+func (db *DB) giveBack(n int64) {
+	db.quota.objects.Add(-n)
+	db.quota.freed.Add(n)
+	db.space.take(-n)
+}
+
+func (db *DB) countEvicted(why reason) {
+	if why == forSpace {
+		db.count.evictedSpace.add(1)
+	} else {
+		db.count.evictedLimit.add(1)
+	}
+}

@@ -1,0 +1,252 @@
+package cachedb
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// recover brings index, packs and chunk files into agreement. found is the last owner's marker.
+// removed says that files are missing which the index may know.
+func (db *DB) recover(found marker, removed bool, memTable int64) error {
+	begun := time.Now()
+	if err := db.packs.load(); err != nil {
+		return err
+	}
+	in, rebuilt, err := db.openIndex(found.phase, memTable)
+	if err != nil {
+		return err
+	}
+	doubtful := found.phase != stopped || rebuilt
+	if doubtful {
+		// From here on only what is written or verified now is trusted.
+		g := max(in.gen.now, in.gen.trusted) + 1
+		db.suspectAll()
+		if err := db.setGenerations(generations{g, g}); err != nil {
+			return err
+		}
+	} else if db.gen = in.gen; db.gen.now == 0 {
+		if err := db.setGenerations(generations{1, 1}); err != nil {
+			return err
+		}
+	}
+	db.dropOrphans()
+	if err := db.adoptPacks(in.packs, !doubtful); err != nil {
+		return err
+	}
+	if doubtful || removed {
+		if err := db.adoptChunks(); err != nil {
+			return err
+		}
+	}
+	db.sumUp()
+	if err := db.openState(in.state); err != nil {
+		return err
+	}
+	if n := db.table.count.Load(); found.phase != stopped || rebuilt && n > 0 {
+		db.log.Info("recovered cache", "dir", db.dir, "objects", n, "rebuilt", rebuilt, "seconds", time.Since(begun).Seconds())
+	}
+	return nil
+}
+
+// openIndex opens badger and loads the table; phase is the last owner's. An index that can't be read, that changed since a
+// clean stop, or that killed the last owner when it opened it, is moved aside; then rebuilt is true and the table empty.
+func (db *DB) openIndex(phase string, memTable int64) (in loaded, rebuilt bool, err error) {
+	dir := filepath.Join(db.dir, "index")
+	opts := badgerOptions(dir, memTable, badgerLog{db.log})
+	fresh := isEmpty(dir)
+	var cause error
+	switch {
+	case fresh:
+	case phase == opening:
+		cause = errors.New("the last owner did not survive opening it")
+	case phase == stopped:
+		cause = db.checkIndex(dir)
+	}
+	if cause == nil {
+		if db.badger, cause = openBadger(opts); cause == nil {
+			if in, cause = db.load(); cause == nil {
+				return in, fresh, db.stampVersion(fresh)
+			}
+			if errors.Is(cause, ErrLayout) {
+				return in, false, cause
+			}
+			_ = guard(db.badger.Close)
+			db.badger = nil
+		}
+	}
+	aside := filepath.Join(db.dir, "index.damaged")
+	db.log.Error("the cache's index is damaged: moved aside, rebuilding it", "index", dir, "aside", aside, "err", cause)
+	if err := errors.Join(os.RemoveAll(aside), os.Rename(dir, aside), os.Mkdir(dir, 0o700)); err != nil {
+		return in, true, err
+	}
+	db.table.reset()
+	if db.badger, err = openBadger(opts); err != nil {
+		return in, true, err
+	}
+	return loaded{}, true, db.stampVersion(true)
+}
+
+func (db *DB) stampVersion(fresh bool) error {
+	if !fresh {
+		return nil
+	}
+	return db.setIndex([]byte(keyVersion), binary.LittleEndian.AppendUint32(nil, layoutVersion))
+}
+
+func isEmpty(dir string) bool {
+	list, err := os.ReadDir(dir)
+	return err == nil && len(list) == 0
+}
+
+func (t *table) reset() {
+	for i := range t.shard {
+		t.shard[i].slots, t.shard[i].n = nil, 0
+	}
+	t.count.Store(0)
+}
+
+func (db *DB) suspectAll() {
+	for i := range db.table.shard {
+		slots := db.table.shard[i].slots
+		for j := range slots {
+			if slots[j].meta != 0 {
+				slots[j].meta |= metaSuspect
+			}
+		}
+	}
+}
+
+// dropOrphans forgets objects whose pack is not there.
+func (db *DB) dropOrphans() {
+	var orphans []victim
+	db.table.scan(func(k *key, l loc) {
+		if l.pack == 0 {
+			return
+		}
+		if p := db.packs.byID[l.pack]; p == nil || int64(l.off)+packRecordLen(int64(l.size)) > p.size.Load() {
+			orphans = append(orphans, victim{*k, l})
+		}
+	})
+	for _, v := range orphans {
+		db.table.remove(v.key, v.loc)
+		db.record(v.key)
+	}
+}
+
+// adoptPacks reads the records of packs that the index doesn't know to their end, and goes on with the last pack if all
+// is known of it.
+func (db *DB) adoptPacks(recorded map[uint32]int64, clean bool) error {
+	var last *pack
+	for id := range recorded {
+		if db.packs.byID[id] == nil {
+			db.recordDropped(id)
+		}
+		db.packs.next = max(db.packs.next, id+1)
+	}
+	for _, p := range db.packs.all() {
+		p.recorded = recorded[p.id]
+		if p.recorded == p.size.Load() {
+			if last == nil || p.id > last.id {
+				last = p
+			}
+			continue
+		}
+		if err := p.records(func(h header, off uint32) {
+			db.adopt(h, loc{pack: p.id, off: off})
+		}); err != nil {
+			return err
+		}
+	}
+	if clean && last != nil && last.size.Load()%packAlign == 0 {
+		db.packs.active = last
+	}
+	return nil
+}
+
+// adopt adds an object found on disk, to be verified on its first use.
+func (db *DB) adopt(h header, l loc) {
+	l.size, l.class, l.used, l.stamp, l.suspect = h.size, h.class, h.clock, h.clock, true
+	if db.table.add(h.key, l) {
+		db.record(h.key)
+	}
+}
+
+// adoptChunks adds chunk files that the table doesn't know, removes files that are none, and forgets chunks whose file is
+// not there.
+func (db *DB) adoptChunks() error {
+	dirs, err := os.ReadDir(db.chunks.dir)
+	if err != nil {
+		return err
+	}
+	there := make(map[key]struct{}, db.table.count.Load())
+	for _, d := range dirs {
+		if !d.IsDir() {
+			continue
+		}
+		names, err := os.ReadDir(filepath.Join(db.chunks.dir, d.Name()))
+		if err != nil {
+			return fmt.Errorf("listing chunk files: %w", err)
+		}
+		for _, e := range names {
+			path := filepath.Join(db.chunks.dir, d.Name(), e.Name())
+			if k, ok := db.adoptChunk(path, e.Name()); ok {
+				there[k] = struct{}{}
+			} else if err := os.RemoveAll(path); err != nil {
+				db.log.Warn("removing a file that is no chunk", "path", path, "err", err)
+			}
+		}
+	}
+	var lost []victim
+	db.table.scan(func(k *key, l loc) {
+		if _, ok := there[*k]; !ok && l.pack == 0 {
+			lost = append(lost, victim{*k, l})
+		}
+	})
+	for _, v := range lost {
+		db.table.remove(v.key, v.loc)
+		db.record(v.key)
+	}
+	return nil
+}
+
+// adoptChunk reports whether the file at path is a chunk of the table, now or already.
+func (db *DB) adoptChunk(path, name string) (k key, ok bool) {
+	if n, err := hex.Decode(k[:], []byte(name[:min(len(name), 2*len(k))])); err != nil || n != len(k) || db.chunks.path(k) != path {
+		return k, false
+	}
+	if l, ok := db.table.get(k, false); ok {
+		return k, l.pack == 0
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return k, false
+	}
+	defer f.Close()
+	h, _, err := readTrailer(f, -1)
+	if err != nil || h.key != k {
+		return k, false
+	}
+	db.adopt(h, loc{})
+	return k, true
+}
+
+// sumUp counts what is on disk and sets the clock behind all uses.
+func (db *DB) sumUp() {
+	total, clock := int64(0), uint32(0)
+	db.table.scan(func(_ *key, l loc) {
+		if l.pack == 0 {
+			total += l.diskBytes()
+		}
+		clock = max(clock, l.used)
+	})
+	for _, p := range db.packs.all() {
+		total += p.size.Load()
+	}
+	db.quota.objects.Store(total)
+	db.table.clock.Store(clock + 1)
+}

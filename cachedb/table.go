@@ -1,0 +1,231 @@
+package cachedb
+
+import (
+	"encoding/binary"
+	"sync"
+	"sync/atomic"
+)
+
+// loc says where an object is and what is known of it.
+type loc struct {
+	pack, off   uint32 // pack 0: a chunk file
+	size        uint32
+	class       Class
+	suspect     bool   // written before an unclean stop, SHA-256 not yet checked
+	used, stamp uint32 // clock of the last use; the same as last handed to the index
+}
+
+// samePlace reports whether two locations name the same bytes on disk.
+func (l loc) samePlace(o loc) bool { return l.pack == o.pack && l.off == o.off && l.size == o.size }
+
+// diskBytes is what the object costs on disk: a share of its pack, or whole blocks and a directory entry.
+func (l loc) diskBytes() int64 {
+	if l.pack != 0 {
+		return packRecordLen(int64(l.size))
+	}
+	return chunkDiskBytes(int64(l.size))
+}
+
+const shards = 64
+
+// table maps digests to locations: open addressing, 52 bytes a slot, loaded to 85 %.
+// Recency is one atomic store under a read lock.
+type table struct {
+	clock atomic.Uint32 // counts insertions; ages are differences of it, so it may wrap
+	count atomic.Int64
+	shard [shards]shard
+}
+
+type shard struct {
+	mu    sync.RWMutex // guards what follows; slot.used is atomic besides
+	slots []slot
+	n     int
+}
+
+type slot struct {
+	key         key
+	pack, off   uint32
+	meta        uint32 // size in the low 24 bits, then flags
+	used, stamp uint32
+}
+
+const (
+	metaLive     = 1 << 24
+	metaSuspect  = 1 << 25
+	metaClassBit = 26
+	metaSize     = metaLive - 1
+)
+
+func (t *table) of(k *key) *shard { return &t.shard[k[0]%shards] }
+
+func home(k *key, n int) int {
+	return int(uint64(binary.LittleEndian.Uint32(k[4:])) * uint64(n) >> 32)
+}
+
+// find returns k's slot, or the empty one where its search ended. The shard has slots and is locked.
+func (s *shard) find(k *key) (int, bool) {
+	for i := home(k, len(s.slots)); ; i++ {
+		if i == len(s.slots) {
+			i = 0
+		}
+		if s.slots[i].meta == 0 {
+			return i, false
+		}
+		if s.slots[i].key == *k {
+			return i, true
+		}
+	}
+}
+
+func (e *slot) loc() loc {
+	return loc{pack: e.pack, off: e.off, size: e.meta & metaSize, class: Class(e.meta >> metaClassBit),
+		suspect: e.meta&metaSuspect != 0, used: atomic.LoadUint32(&e.used), stamp: e.stamp}
+}
+
+func (e *slot) set(l loc) {
+	e.pack, e.off, e.stamp = l.pack, l.off, l.stamp
+	e.meta = l.size | metaLive | uint32(l.class)<<metaClassBit
+	if l.suspect {
+		e.meta |= metaSuspect
+	}
+	atomic.StoreUint32(&e.used, l.used)
+}
+
+// get returns k's location; touch makes it the most recently used.
+func (t *table) get(k key, touch bool) (loc, bool) {
+	s := t.of(&k)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.n == 0 {
+		return loc{}, false
+	}
+	i, ok := s.find(&k)
+	if !ok {
+		return loc{}, false
+	}
+	e := &s.slots[i]
+	if touch {
+		if now := t.clock.Load(); atomic.LoadUint32(&e.used) != now {
+			atomic.StoreUint32(&e.used, now)
+		}
+	}
+	return e.loc(), true
+}
+
+// add inserts k unless it is there.
+func (t *table) add(k key, l loc) bool {
+	s := t.of(&k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.n+1 > len(s.slots)*85/100 {
+		s.grow()
+	}
+	i, ok := s.find(&k)
+	if ok {
+		return false
+	}
+	s.slots[i].key = k
+	s.slots[i].set(l)
+	s.n++
+	t.count.Add(1)
+	return true
+}
+
+// grow makes room for a quarter more. The shard is locked.
+func (s *shard) grow() {
+	old := s.slots
+	s.slots = make([]slot, max(16, len(old)+len(old)/4))
+	for i := range old {
+		if old[i].meta != 0 {
+			j, _ := s.find(&old[i].key)
+			s.slots[j] = old[i]
+		}
+	}
+}
+
+// update replaces what is known of k if it is still where was says; change gets the present value.
+func (t *table) update(k key, was loc, change func(*loc)) bool {
+	s := t.of(&k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.n == 0 {
+		return false
+	}
+	i, ok := s.find(&k)
+	if !ok {
+		return false
+	}
+	l := s.slots[i].loc()
+	if !l.samePlace(was) {
+		return false
+	}
+	change(&l)
+	s.slots[i].set(l)
+	return true
+}
+
+// remove forgets k if it is still where was says.
+func (t *table) remove(k key, was loc) bool {
+	s := t.of(&k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.n == 0 {
+		return false
+	}
+	i, ok := s.find(&k)
+	if !ok || !s.slots[i].loc().samePlace(was) {
+		return false
+	}
+	s.erase(i)
+	s.n--
+	t.count.Add(-1)
+	return true
+}
+
+// erase empties slot i and moves later ones of its run up, so that no search ends early.
+func (s *shard) erase(i int) {
+	n := len(s.slots)
+	for j := i; ; {
+		if j++; j == n {
+			j = 0
+		}
+		if s.slots[j].meta == 0 {
+			break
+		}
+		if h := home(&s.slots[j].key, n); (j-h+n)%n >= (j-i+n)%n {
+			s.slots[i] = s.slots[j]
+			i = j
+		}
+	}
+	s.slots[i] = slot{}
+}
+
+// scan calls f for every object, a shard at a time under its read lock; f must not call back into the table.
+func (t *table) scan(f func(k *key, l loc)) {
+	for i := range t.shard {
+		s := &t.shard[i]
+		s.mu.RLock()
+		for j := range s.slots {
+			if s.slots[j].meta != 0 {
+				f(&s.slots[j].key, s.slots[j].loc())
+			}
+		}
+		s.mu.RUnlock()
+	}
+}
+
+// restamp calls f for every object whose last use differs by min or more from what the index was told, and takes it as told.
+func (t *table) restamp(min uint32, f func(k key)) {
+	for i := range t.shard {
+		s := &t.shard[i]
+		s.mu.Lock()
+		for j := range s.slots {
+			e := &s.slots[j]
+			if used := atomic.LoadUint32(&e.used); e.meta != 0 && used-e.stamp >= min {
+				e.stamp = used
+				f(e.key)
+			}
+		}
+		s.mu.Unlock()
+	}
+}

@@ -166,6 +166,10 @@ func (c *Client) get(ctx context.Context, w *want) ([]byte, error) {
 			f.err = fmt.Errorf("%w, after: %w", f.err, last)
 			next = giveUp
 		}
+		if next == retry && c.left(r, f) {
+			r.retries = c.cfg.MaxRetries // others gave this path up meanwhile
+			next = decide(f, c.ways(r))
+		}
 		switch next {
 		case retry:
 			r.retries++

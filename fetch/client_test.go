@@ -6,10 +6,13 @@ import (
 	"errors"
 	"io/fs"
 	"maps"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -257,6 +260,61 @@ func TestCredentialsReachTheServerAndNothingElse(t *testing.T) {
 	}
 }
 
+func TestCredentialsReachTheProxy(t *testing.T) {
+	obj := newObject(t, 5000)
+	n := newNode(t, obj.wire, right) // the proxy has it
+	c := newClient(t, fetch.Config{Servers: []string{"http://origin.invalid"}, Proxies: strings.Replace(n.URL, "http://", "http://me:secret@", 1)})
+	if _, err := c.Object(t.Context(), obj.digest, 5000); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.header("Proxy-Authorization"); got[0] != "Basic bWU6c2VjcmV0" || n.requests[0].Header.Get("Authorization") != "" {
+		t.Errorf("proxy saw %q", got)
+	}
+}
+
+func TestCloseLeavesNoConnection(t *testing.T) {
+	obj := newObject(t, 5000)
+	var open atomic.Int64
+	arrived, goOn := make(chan struct{}), make(chan struct{})
+	n := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			close(arrived)
+			<-goOn
+		}
+		right(w, r, obj.wire)
+	}))
+	n.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		switch s {
+		case http.StateNew:
+			open.Add(1)
+		case http.StateClosed:
+			open.Add(-1)
+		}
+	}
+	n.Start()
+	t.Cleanup(n.Close)
+	c := newClient(t, fetch.Config{Servers: []string{n.URL}})
+	if _, err := c.Object(t.Context(), obj.digest, 5000); err != nil {
+		t.Fatal(err)
+	}
+	late := make(chan error)
+	go func() {
+		_, err := c.File(t.Context(), "slow", 0, 10_000, false)
+		late <- err
+	}()
+	<-arrived
+	c.Close()
+	close(goOn)
+	if err := <-late; err != nil {
+		t.Errorf("request under way at Close: %v", err)
+	}
+	for end := time.Now().Add(10 * time.Second); open.Load() != 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d connections open", open.Load())
+		}
+	}
+}
+
 func TestConnectionsAreKept(t *testing.T) {
 	obj := newObject(t, 5000)
 	n := newNode(t, obj.wire, right)
@@ -308,7 +366,7 @@ func TestThirtyTwoAtOnce(t *testing.T) {
 }
 
 func TestFile(t *testing.T) {
-	note := []byte("skimfs manifest v1\n")
+	note := bytes.Repeat([]byte("skimfs manifest v1\n"), 10_000)
 	for _, tt := range []struct {
 		name    string
 		maxAge  time.Duration
@@ -318,20 +376,21 @@ func TestFile(t *testing.T) {
 		caches  []string
 		ok      bool
 	}{
-		{"half the age", 4 * time.Minute, false, []answer{right}, 100, []string{"max-age=120"}, true},
-		{"a second", time.Second, false, []answer{right}, 100, []string{"max-age=0"}, true},
-		{"past the caches", time.Minute, true, []answer{right}, 100, []string{"no-cache"}, true},
+		{"half the age", 4 * time.Minute, false, []answer{right}, 1 << 20, []string{"max-age=120"}, true},
+		{"a second", time.Second, false, []answer{right}, 1 << 20, []string{"max-age=0"}, true},
+		{"past the caches", time.Minute, true, []answer{right}, 1 << 20, []string{"no-cache"}, true},
 		{"as long as allowed", time.Minute, false, []answer{right}, int64(len(note)), []string{"max-age=30"}, true},
 		{"longer than allowed", time.Minute, false, []answer{right}, int64(len(note)) - 1, []string{"max-age=30", "no-cache"}, false},
+		{"length not announced", time.Minute, false, []answer{inPieces}, 1 << 20, []string{"max-age=30"}, true},
 		{"endless", time.Minute, false, []answer{endless}, 1000, []string{"max-age=30", "no-cache"}, false},
-		{"missing", time.Minute, true, []answer{status(404)}, 100, []string{"no-cache"}, false},
+		{"missing", time.Minute, true, []answer{status(404)}, 1 << 20, []string{"no-cache"}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			n := newNode(t, note, tt.answers...)
 			c := newClient(t, fetch.Config{Servers: []string{n.URL}})
 			got, err := c.File(t.Context(), "manifest", tt.maxAge, tt.limit, tt.noCache)
 			if tt.ok != (err == nil && bytes.Equal(got, note)) {
-				t.Errorf("got %q, error %v", got, err)
+				t.Errorf("got %d bytes, error %v", len(got), err)
 			}
 			if got := n.header("Cache-Control"); !slices.Equal(got, tt.caches) {
 				t.Errorf("Cache-Control %q, want %q", got, tt.caches)

@@ -67,6 +67,9 @@ func ParseProxies(list string) ([]ProxyGroup, error) {
 	return groups, nil
 }
 
+// hostRunes are those of DNS names and of IP addresses (without zone), with a port.
+const hostRunes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:[]"
+
 func parseProxy(name string) (*Proxy, error) {
 	if strings.EqualFold(name, direct) {
 		return &Proxy{}, nil
@@ -87,8 +90,8 @@ func parseProxy(name string) (*Proxy, error) {
 		return nil, fmt.Errorf("scheme %q is not supported, use http or https", u.Scheme)
 	case u.Hostname() == "":
 		return nil, errors.New("no host name")
-	case strings.ContainsAny(u.Host, " \t\"<>\\^`{}"):
-		return nil, errors.New("blank or forbidden character in the host name")
+	case strings.ContainsFunc(u.Host, func(r rune) bool { return !strings.ContainsRune(hostRunes, r) }):
+		return nil, fmt.Errorf("character in host name %q that no host name has", u.Hostname())
 	case u.Port() == "":
 		return nil, errors.New("no port, squid's is 3128")
 	case err != nil || port == 0:

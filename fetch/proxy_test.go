@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -51,6 +52,7 @@ func TestW01ParseProxies(t *testing.T) {
 		{"a query", "http://a:3128?", "", "only scheme, host and port"},
 		{"two names in one", "http://a:3128 http://b:3128", "", "not a URL"},
 		{"comma", "a:3128,b:3128", "", "not a URL"},
+		{"zone of an address", "[fe80::1%25eth0]:3128", "", "that no host name has"},
 		{"discovery", "auto;DIRECT", "", "not supported"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -271,5 +273,27 @@ func TestConnectIsBounded(t *testing.T) {
 				t.Errorf("status %d, %d requests", e.Status, p.count())
 			}
 		})
+	}
+}
+
+// TestPauseEndsElsewhere: who waits to try a proxy again learns that others gave it up.
+func TestPauseEndsElsewhere(t *testing.T) {
+	obj := newObject(t, 5000)
+	bad, good, origin := newNode(t, nil, hangUp), newNode(t, nil, forward), newNode(t, obj.wire, right)
+	c := newClient(t, fetch.Config{Servers: []string{origin.URL}, Proxies: bad.URL + ";" + good.URL, BackoffInit: time.Second})
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if _, err := c.Object(t.Context(), obj.digest, 5000); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if bad.count() > 30 || good.count() != 20 {
+		t.Errorf("%d requests to the bad proxy, want at most 30 of 40; %d to the good one, want 20", bad.count(), good.count())
+	}
+	if s := c.Stats(); s.Failovers != 1 {
+		t.Errorf("%d switches, want 1", s.Failovers)
 	}
 }

@@ -108,6 +108,14 @@ func (c *Client) move(r *route, w *want, f *fault, to step) {
 	})
 }
 
+// left reports whether others left what f is the fault of, for a path that r has not tried.
+func (c *Client) left(r *route, f *fault) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p, s := c.proxies.cur, c.servers.cur
+	return r.free(p, s) && (f.side == sideProxy && p != r.p || f.side == sideHost && s != r.s)
+}
+
 // blame leaves r's path for the requests to come, if f is the path's fault.
 func (c *Client) blame(r *route, f *fault) {
 	c.change(f, func(now time.Time) {

@@ -102,7 +102,7 @@ func (c *Client) receive(parent context.Context, r *route, w *want) ([]byte, *fa
 	g.start()
 	defer g.stop()
 	if resp.StatusCode != http.StatusOK {
-		drain(resp.Body)
+		c.count.bytes.add(drain(resp.Body))
 		return nil, judgeStatus(resp.StatusCode, resp.Header, proxied)
 	}
 	if e := resp.Header.Get("Content-Encoding"); e != "" && e != "identity" {
@@ -142,8 +142,11 @@ var (
 	noCache  = []string{"no-cache"}
 )
 
-// drain reads a short page so that its connection can be used again.
-func drain(r io.Reader) { _, _ = io.CopyN(io.Discard, r, 16<<10) }
+// drain reads a short page, so that its connection can be used again, and returns its length.
+func drain(r io.Reader) int64 {
+	n, _ := io.CopyN(io.Discard, r, 16<<10)
+	return n
+}
 
 // ctxFault is the fault of a request whose context ended.
 func ctxFault(ctx context.Context) *fault {

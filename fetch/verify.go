@@ -21,35 +21,44 @@ func readBody(r io.Reader, length, limit int64, n *atomic.Int64) ([]byte, error)
 	if length > limit {
 		return nil, errTooLong
 	}
-	most := limit
-	if length >= 0 {
-		most = length
+	size := length
+	if length < 0 {
+		size = min(limit, unannounced)
 	}
-	buf := buffers.get(int(most) + 1) // the byte beyond finds the end, or that there is none
+	buf := buffers.get(int(size) + 1) // the byte beyond finds the end, or that there is none
 	for fill := 0; ; {
-		m, err := r.Read(buf[fill : most+1])
+		if fill == len(buf) {
+			more := buffers.get(int(min(2*int64(fill), limit+1)))
+			copy(more, buf)
+			buffers.put(buf)
+			buf = more
+		}
+		m, err := r.Read(buf[fill:])
 		fill += m
 		n.Store(int64(fill))
 		switch {
-		case int64(fill) > most:
-			buffers.put(buf)
-			return nil, errTooLong
-		case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		case int64(fill) > limit:
+			err = errTooLong
+		case errors.Is(err, io.EOF):
 			return buf[:fill], nil
-		case err != nil:
+		}
+		if err != nil {
 			buffers.put(buf)
 			return nil, err
 		}
 	}
 }
 
+// unannounced is what to make room for at first if an answer doesn't tell its length.
+const unannounced = 64 << 10
+
 // buffers keeps the memory of compressed bytes between requests.
 var buffers bufferPool
 
-// bufferPool holds buffers by the power of two that they hold.
-type bufferPool [24]sync.Pool
+// bufferPool holds buffers by the power of two of their length, from 4 KiB to 16 MiB. Longer ones are not kept.
+type bufferPool [13]sync.Pool
 
-const smallest = 12 // 4 KiB
+const smallest = 12
 
 // get returns n bytes of any content.
 func (bp *bufferPool) get(n int) []byte {

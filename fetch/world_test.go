@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -121,6 +122,13 @@ func endless(w http.ResponseWriter, r *http.Request, _ []byte) {
 	}
 }
 
+func inPieces(w http.ResponseWriter, _ *http.Request, body []byte) {
+	for piece := range slices.Chunk(body, 10_000) {
+		_, _ = w.Write(piece)
+		w.(http.Flusher).Flush()
+	}
+}
+
 func captivePortal(w http.ResponseWriter, _ *http.Request, _ []byte) {
 	w.Header().Set("Content-Type", "text/html")
 	_, _ = io.WriteString(w, "<html><body>Please log in to the hotel's network.</body></html>")
@@ -199,4 +207,15 @@ func newClient(t testing.TB, cfg fetch.Config) *fetch.Client {
 	}
 	t.Cleanup(c.Close)
 	return c
+}
+
+// newOrigin is a sound server that keeps no memory of requests.
+func newOrigin(t testing.TB, body []byte) *httptest.Server {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		right(w, r, body)
+	}))
+	t.Cleanup(s.Close)
+	return s
 }

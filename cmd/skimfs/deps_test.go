@@ -24,6 +24,7 @@ var mayImport = map[string]struct {
 	"publish":          {[]string{"index"}, "the publisher shares formats with the node, nothing else"},
 	"mountd":           {[]string{"index", "fetch", "cachedb", "fusefs"}, "mountd joins the three siblings"},
 	"cmd/skimfs":       {[]string{"index", "fetch", "cachedb", "fusefs", "publish", "mountd"}, "the command line may call everything"},
+	"internal/e2e":     {nil, "tests only: they run the program"},
 	"internal/testkit": {nil, "the test kit runs the real program and never links it"},
 	"benchmarks":       {[]string{"index", "fetch", "cachedb", "fusefs", "publish", "mountd", "internal/testkit"}, "benchmarks measure anything, and nothing imports them"},
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 )
 
 const (
@@ -35,7 +36,7 @@ func BuildImage(root *Entry, info ImageInfo, config []byte, put Put) (ImageRef, 
 // BuildNames writes the catalogs of a repository's name tree, whose entries must carry their numbers, and returns the reference to
 // its root catalog.
 func BuildNames(root *Entry, put Put) (CatalogRef, error) {
-	b := &builder{put: put, split: map[*Entry]bool{}, links: map[*Inode]int{}, names: true}
+	b := &builder{put: put, split: map[*Entry]bool{}, links: map[*Inode]int{}, names: true, numbers: map[uint32]*Inode{}}
 	if err := b.check(root, "", 0); err != nil {
 		return CatalogRef{}, err
 	}
@@ -48,6 +49,8 @@ type builder struct {
 	split map[*Entry]bool // directories that become nested catalogs
 	links map[*Inode]int  // names of each inode that isn't a directory
 	names bool            // a name tree
+
+	numbers map[uint32]*Inode // of a name tree
 }
 
 // check validates the tree and counts links.
@@ -56,23 +59,37 @@ func (b *builder) check(e *Entry, path string, depth int) error {
 		return fmt.Errorf("building catalog: %q: %s: %w", path, fmt.Sprintf(what, args...), ErrFormat)
 	}
 	switch {
+	case depth == 0 && !e.IsDir():
+		return bad("the root has mode %#o", e.Mode)
 	case depth > 4096:
 		return bad("more than 4096 directories deep")
-	case b.names && e.Number == 0:
-		return bad("no number in a name tree")
+	case b.names && (e.Number == 0 || (e.Number == 1) != (depth == 0)):
+		return bad("number %d in a name tree, whose root alone has 1", e.Number)
 	case e.Nsec >= 1e9 || e.Mode&^uint32(ModeType|0o7777) != 0:
 		return bad("mode %#o or nanoseconds %d out of range", e.Mode, e.Nsec)
-	case e.IsSymlink() && (len(e.Target) == 0 || len(e.Target) > 1<<16-1):
+	case e.IsSymlink() && (len(e.Target) == 0 || len(e.Target) > maxTarget):
 		return bad("symlink target of %d bytes", len(e.Target))
 	case e.IsRegular() && (e.Size < 0 || int64(len(e.Chunks)) != (e.Size+ChunkSize-1)>>ChunkShift):
 		return bad("%d chunks for %d bytes", len(e.Chunks), e.Size)
+	case e.IsRegular() && (uint64(len(e.Chunks)) > math.MaxUint32 || slices.ContainsFunc(e.Chunks, badDigest) || badDigest(e.File)):
+		return bad("more than 2^32 chunks, or a digest with an unknown tag")
+	case !knownType(e.Mode):
+		return bad("mode %#o has no known type", e.Mode)
+	case e.Image != nil && (!b.names || !e.IsDir() || len(e.Children) != 0 || e.Image.Nodes == 0):
+		return bad("an image that is no directory, has children or no nodes, or is not in a name tree")
 	case !e.IsDir() && len(e.Children) != 0:
 		return bad("a file with children")
 	}
+	if b.names {
+		if other := b.numbers[e.Number]; other != nil && other != e.Inode {
+			return bad("number %d is given twice", e.Number)
+		}
+		b.numbers[e.Number] = e.Inode
+	}
 	last := ""
 	for _, x := range e.Xattrs {
-		if len(x.Name) == 0 || len(x.Name) > 255 || x.Name <= last || uint64(len(x.Value)) > math.MaxUint32 {
-			return bad("xattr %q: name length or order", x.Name)
+		if len(x.Name) == 0 || len(x.Name) > 255 || x.Name <= last || strings.IndexByte(x.Name, 0) >= 0 || uint64(len(x.Value)) > math.MaxUint32 {
+			return bad("xattr %q: length, order or bytes of the name", x.Name)
 		}
 		last = x.Name
 	}
@@ -171,7 +188,7 @@ type catalogWriter struct {
 	sec   [secCount][]byte
 	nodes map[*Inode]uint32 // hard links already numbered
 	sets  map[string]uint32 // xattr sets already written
-	count uint32            // nodes of nested parts
+	count uint64            // nodes of nested parts
 }
 
 // write builds the catalog whose root is e, after all that nest in it.
@@ -183,9 +200,9 @@ func (b *builder) write(e *Entry, image, config []byte) (ImageRef, error) {
 		return ImageRef{}, err
 	}
 	w.bases()
-	total := uint64(len(w.sec[secNodes])/nodeSize) + uint64(w.count)
-	if total > math.MaxUint32-2 {
-		return ImageRef{}, fmt.Errorf("building catalog: %d nodes are more than 2^32: %w", total, ErrFormat)
+	total := uint64(len(w.sec[secNodes])/nodeSize) + w.count
+	if total > maxNodes {
+		return ImageRef{}, fmt.Errorf("building catalog: %d nodes are above the limit of %d: %w", total, uint64(maxNodes), ErrFormat)
 	}
 	ref, err := b.store(w.bytes())
 	return ImageRef{ref, uint32(total)}, err
@@ -230,9 +247,6 @@ func (w *catalogWriter) visit(e *Entry, num uint32) error {
 		if err := w.visit(s.e, s.num); err != nil {
 			return err
 		}
-	}
-	if len(w.sec[secNames]) > math.MaxUint32 {
-		return fmt.Errorf("building catalog: names take more than 4 GiB: %w", ErrFormat)
 	}
 	return nil
 }
@@ -310,6 +324,8 @@ func (w *catalogWriter) chunks(chunks []Digest) (first uint64, count uint32) {
 	return first, count
 }
 
+func badDigest(d Digest) bool { return d.alg != SHA256 && !d.IsZero() }
+
 func appendChunkRow(b []byte, first uint32, d Digest) []byte {
 	b = binary.LittleEndian.AppendUint32(b, first)
 	b = append(b, uint8(d.alg), 0, 0, 0)
@@ -376,7 +392,7 @@ func (w *catalogWriter) bases() {
 		binary.LittleEndian.PutUint32(b[80:], next)
 		count := binary.LittleEndian.Uint32(b[84:])
 		next += count
-		w.count += count
+		w.count += uint64(count)
 	}
 }
 
@@ -401,12 +417,8 @@ func (w *catalogWriter) bytes() []byte {
 		if len(s) == 0 {
 			continue
 		}
-		flags := uint32(flagMustUnderstand)
-		if id >= secImage {
-			flags = 0
-		}
 		binary.LittleEndian.PutUint32(out[row:], uint32(id))
-		binary.LittleEndian.PutUint32(out[row+4:], flags)
+		binary.LittleEndian.PutUint32(out[row+4:], sectionFlags(uint32(id)))
 		binary.LittleEndian.PutUint64(out[row+8:], uint64(len(out)))
 		binary.LittleEndian.PutUint64(out[row+16:], uint64(len(s)))
 		row += sectionSize

@@ -20,6 +20,9 @@ const (
 	nestedSize     = 128
 	fileDigestSize = 40
 
+	// maxNodes leaves room for numbers that begin at 1, and for one past the end.
+	maxNodes = math.MaxUint32 - 2
+
 	flagMustUnderstand = 1
 	direntNested       = 1
 )
@@ -52,7 +55,8 @@ type CatalogRef struct {
 // Catalog is a directory tree, used in place. It is immutable; all methods are safe for concurrent use, take no lock, and
 // check every offset they follow: a broken catalog gives an error that wraps ErrFormat.
 type Catalog struct {
-	sec [secCount][]byte
+	sec   [secCount][]byte
+	total uint32 // nodes with nested parts
 }
 
 // NewCatalog takes b, which it keeps and which must not change, as a catalog. It checks the header and the section table; Verify
@@ -80,7 +84,7 @@ func NewCatalog(b []byte) (*Catalog, error) {
 		switch {
 		case id <= lastID:
 			return nil, fmt.Errorf("catalog: section %d follows section %d: %w", id, lastID, ErrFormat)
-		case flags&^flagMustUnderstand != 0:
+		case flags&^flagMustUnderstand != 0 || id < secCount && flags != sectionFlags(id):
 			return nil, fmt.Errorf("catalog: section %d has flags %#x: %w", id, flags, ErrFormat)
 		case id >= secCount && flags&flagMustUnderstand != 0:
 			return nil, fmt.Errorf("catalog: section %d must be understood and is not: a newer skimfs is needed: %w", id, ErrFormat)
@@ -88,7 +92,7 @@ func NewCatalog(b []byte) (*Catalog, error) {
 			return nil, fmt.Errorf("catalog: section %d at %d with %d bytes is empty, overlaps, leaves a gap or ends outside: %w", id, off, n, ErrFormat)
 		case id < secCount && n%rowSize[id] != 0:
 			return nil, fmt.Errorf("catalog: section %d has %d bytes, no multiple of %d: %w", id, n, rowSize[id], ErrFormat)
-		case id < secCount && n/rowSize[id] > math.MaxUint32-2:
+		case id < secCount && n/rowSize[id] > maxNodes:
 			return nil, fmt.Errorf("catalog: section %d has too many rows: %w", id, ErrFormat)
 		}
 		if !allZero(b[end:off]) {
@@ -102,12 +106,23 @@ func NewCatalog(b []byte) (*Catalog, error) {
 	if align8(end) != uint64(len(b)) || !allZero(b[end:]) {
 		return nil, fmt.Errorf("catalog: %d bytes after the last section: %w", uint64(len(b))-end, ErrFormat)
 	}
-	return c, c.checkTop()
+	if err := c.checkTop(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// sectionFlags returns the flags of a section that this program knows.
+func sectionFlags(id uint32) uint32 {
+	if id < secImage {
+		return flagMustUnderstand
+	}
+	return 0
 }
 
 // checkTop checks what every access relies on: the root, the tables that go together, and the bases of nested catalogs.
 func (c *Catalog) checkTop() error {
-	if n := len(c.sec[secNumbers]); n != 0 && n/4 != int(c.Nodes()) {
+	if n := len(c.sec[secNumbers]); n != 0 && uint64(n) != 4*uint64(c.Nodes()) {
 		return fmt.Errorf("catalog: %d numbers for %d nodes: %w", n/4, c.Nodes(), ErrFormat)
 	}
 	root, err := c.Node(0)
@@ -123,16 +138,21 @@ func (c *Catalog) checkTop() error {
 		if err != nil {
 			return err
 		}
+		if (row.Kind == NestedPart) == c.IsNameTree() {
+			return fmt.Errorf("catalog: nested catalog %d is of kind %d, in a name tree: %t: %w", i, row.Kind, c.IsNameTree(), ErrFormat)
+		}
 		if row.Kind != NestedPart {
 			continue
 		}
 		if uint64(row.Base) != next || row.Count == 0 {
 			return fmt.Errorf("catalog: nested catalog %d has base %d and %d nodes, want base %d: %w", i, row.Base, row.Count, next, ErrFormat)
 		}
-		if next += uint64(row.Count); next > math.MaxUint32-2 {
-			return fmt.Errorf("catalog: more than 2^32 nodes with nested catalogs: %w", ErrFormat)
+		next += uint64(row.Count)
+		if next > maxNodes {
+			return fmt.Errorf("catalog: nested catalog %d ends at node %d, above the limit of %d: %w", i, next, uint64(maxNodes), ErrFormat)
 		}
 	}
+	c.total = uint32(next)
 	return nil
 }
 
@@ -140,15 +160,7 @@ func (c *Catalog) checkTop() error {
 func (c *Catalog) Nodes() uint32 { return uint32(len(c.sec[secNodes]) / nodeSize) }
 
 // Total returns the number of nodes in this catalog and in all nested parts of the same image.
-func (c *Catalog) Total() uint32 {
-	total := c.Nodes()
-	for i := range c.NestedCount() {
-		if row, err := c.Nested(i); err == nil && row.Kind == NestedPart {
-			total = row.Base + row.Count
-		}
-	}
-	return total
-}
+func (c *Catalog) Total() uint32 { return c.total }
 
 // IsNameTree reports whether the catalog belongs to a repository's name tree: its nodes have explicit numbers.
 func (c *Catalog) IsNameTree() bool { return len(c.sec[secNumbers]) != 0 }
@@ -204,7 +216,7 @@ func (c *Catalog) decodeNode(b []byte) (Node, error) {
 	}
 	switch n.Type() {
 	case ModeRegular:
-		if n.Count != 0 && (n.Shift < minChunkShift || n.Shift > maxChunkShift) || (n.Count == 0) != (n.Size == 0) {
+		if (n.Count == 0) != (n.Size == 0) || n.Count != 0 && (n.Shift < minChunkShift || n.Shift > maxChunkShift || uint64(n.Size-1)>>n.Shift > math.MaxUint32) {
 			return Node{}, fmt.Errorf("file of %d bytes has %d chunk rows of 2^%d bytes: %w", n.Size, n.Count, n.Shift, ErrFormat)
 		}
 		if !rows(c.sec[secChunks], chunkRowSize, n.data, n.Count) {
@@ -215,7 +227,7 @@ func (c *Catalog) decodeNode(b []byte) (Node, error) {
 			return Node{}, fmt.Errorf("entries %d+%d are outside the table: %w", n.data, n.Count, ErrFormat)
 		}
 	case ModeSymlink:
-		if n.Size > 1<<16 || !rows(c.sec[secNames], 1, n.data, uint32(n.Size)) {
+		if n.Size == 0 || n.Size > maxTarget || !rows(c.sec[secNames], 1, n.data, uint32(n.Size)) {
 			return Node{}, fmt.Errorf("symlink target at %d+%d is outside the names: %w", n.data, n.Size, ErrFormat)
 		}
 	case ModeChar, ModeBlock:
@@ -254,11 +266,17 @@ func (c *Catalog) Dirent(i uint32) (Dirent, error) {
 func (c *Catalog) Child(dir uint32, d Dirent) (Node, error) {
 	if d.Nested {
 		row, err := c.Nested(d.Child)
+		if err == nil && (row.Parent != dir || d.DType != row.DType()) {
+			return Node{}, fmt.Errorf("catalog: entry %q of type %d leads from directory %d to nested catalog %d below %d: %w", d.Name, d.DType, dir, d.Child, row.Parent, ErrFormat)
+		}
 		return row.Node, err
 	}
 	n, err := c.Node(d.Child)
 	if err != nil {
 		return Node{}, fmt.Errorf("catalog: entry %q: %w", d.Name, err)
+	}
+	if n.DType() != d.DType {
+		return Node{}, fmt.Errorf("catalog: entry %q has type %d, its node mode %#o: %w", d.Name, d.DType, n.Mode, ErrFormat)
 	}
 	if n.IsDir() && (d.Child <= dir || n.Parent != dir) {
 		return Node{}, fmt.Errorf("catalog: entry %q leads from directory %d to directory %d below %d: %w", d.Name, dir, d.Child, n.Parent, ErrFormat)
@@ -294,7 +312,7 @@ func (c *Catalog) Lookup(n *Node, name []byte) (d Dirent, ok bool, err error) {
 
 // Readlink returns the target of the symlink n. It points into the catalog.
 func (c *Catalog) Readlink(n *Node) ([]byte, error) {
-	if !n.IsSymlink() {
+	if !n.IsSymlink() || !rows(c.sec[secNames], 1, n.data, uint32(n.Size)) {
 		return nil, fmt.Errorf("catalog: readlink of a node of mode %#o: %w", n.Mode, ErrFormat)
 	}
 	return c.sec[secNames][n.data : n.data+uint64(n.Size)], nil
@@ -303,45 +321,53 @@ func (c *Catalog) Readlink(n *Node) ([]byte, error) {
 // Chunk returns the chunk of the regular file n that holds the byte at off, which must be below n.Size. A hole is returned
 // up to the next object or the end of the file, so its Size may be many chunks.
 func (c *Catalog) Chunk(n *Node, off int64) (Chunk, error) {
-	if !n.IsRegular() || off < 0 || off >= n.Size {
-		return Chunk{}, fmt.Errorf("catalog: chunk at %d of a node of mode %#o with %d bytes: %w", off, n.Mode, n.Size, ErrFormat)
+	if !n.IsRegular() || off < 0 || off >= n.Size || n.Count == 0 || !rows(c.sec[secChunks], chunkRowSize, n.data, n.Count) {
+		return Chunk{}, fmt.Errorf("catalog: chunk at %d of a node of mode %#o with %d bytes in %d rows: %w", off, n.Mode, n.Size, n.Count, ErrFormat)
 	}
 	want := uint64(off) >> n.Shift
 	table := c.sec[secChunks][n.data*chunkRowSize:][:uint64(n.Count)*chunkRowSize]
 	// Without holes row i is chunk i.
 	i := int(min(want, uint64(n.Count-1)))
-	if first, _ := chunkRow(table, i); uint64(first) != want {
-		i = sort.Search(int(n.Count), func(i int) bool { first, _ := chunkRow(table, i); return uint64(first) > want }) - 1
+	if chunkFirst(table, i) != want {
+		i = sort.Search(int(n.Count), func(i int) bool { return chunkFirst(table, i) > want }) - 1
 	}
 	if i < 0 {
 		return Chunk{}, fmt.Errorf("catalog: no chunk row for byte %d: %w", off, ErrFormat)
 	}
-	first, d := chunkRow(table, i)
-	if d.alg > SHA256 || d.alg == 0 && d.sum != [32]byte{} {
-		return Chunk{}, fmt.Errorf("catalog: chunk row %d has digest tag %d: %w", n.data+uint64(i), d.alg, ErrFormat)
+	d, err := chunkDigest(table, i)
+	if err != nil {
+		return Chunk{}, fmt.Errorf("catalog: chunk row %d: %w", n.data+uint64(i), err)
 	}
-	size := int64(1) << n.Shift
-	out := Chunk{Digest: d, Offset: int64(first) << n.Shift}
+	first, end := chunkFirst(table, i), int64(0)
 	switch {
-	case d.IsZero() && i+1 < int(n.Count):
-		next, _ := chunkRow(table, i+1)
-		out.Size = int64(next)<<n.Shift - out.Offset
-	case d.IsZero():
-		out.Size = n.Size - out.Offset
+	case !d.IsZero():
+		end = min(int64(first+1)<<n.Shift, n.Size)
+	case i+1 < int(n.Count):
+		end = int64(chunkFirst(table, i+1)) << n.Shift
 	default:
-		out.Size = min(size, n.Size-out.Offset)
+		end = n.Size
 	}
-	if out.Size <= 0 || off-out.Offset >= out.Size {
-		return Chunk{}, fmt.Errorf("catalog: chunk rows do not cover byte %d: %w", off, ErrFormat)
+	out := Chunk{Digest: d, Offset: int64(first) << n.Shift, Size: end - int64(first)<<n.Shift}
+	if off >= end || end > n.Size {
+		return Chunk{}, fmt.Errorf("catalog: chunk row %d does not cover byte %d of %d: %w", n.data+uint64(i), off, n.Size, ErrFormat)
 	}
 	return out, nil
 }
 
-func chunkRow(table []byte, i int) (first uint32, d Digest) {
+// chunkFirst returns the number of the chunk, in its file, that row i of a table begins with.
+func chunkFirst(table []byte, i int) uint64 {
+	return uint64(binary.LittleEndian.Uint32(table[i*chunkRowSize:]))
+}
+
+// chunkDigest returns the digest of row i of a table, zero for a hole. File digests have the same shape.
+func chunkDigest(table []byte, i int) (d Digest, err error) {
 	b := table[i*chunkRowSize:][:chunkRowSize]
 	d.alg = Algorithm(b[4])
 	copy(d.sum[:], b[8:])
-	return binary.LittleEndian.Uint32(b), d
+	if d.alg > SHA256 || d.alg == 0 && d.sum != [32]byte{} || b[5]|b[6]|b[7] != 0 {
+		return Digest{}, fmt.Errorf("digest has tag %d and bytes %x behind it, or is no hole with tag 0: %w", d.alg, b[5:8], ErrFormat)
+	}
+	return d, nil
 }
 
 // EachXattr calls f for each attribute of the set that a Node's Xattrs names, until f returns false. Name and value point into the
@@ -427,6 +453,11 @@ func (c *Catalog) Nested(i uint32) (Nested, error) {
 	row.Catalog.Size = int64(binary.LittleEndian.Uint64(b[72:]))
 	row.Catalog.Digest.alg = Algorithm(b[65])
 	copy(row.Catalog.Digest.sum[:], b[88:])
+	if n.data != 0 || n.Count != 0 || n.Shift != 0 || b[66]|b[67] != 0 || !allZero(b[120:]) ||
+		row.Kind == NestedPart && row.Number != 0 || row.Kind != NestedPart && row.Base != 0 || row.Kind == NestedNames && row.Count != 0 {
+		return Nested{}, fmt.Errorf("catalog: nested catalog %d of kind %d: number %d, base %d, count %d or reserved bytes are out of range: %w",
+			i, row.Kind, row.Number, row.Base, row.Count, ErrFormat)
+	}
 	if !n.IsDir() || row.Kind > NestedImage || row.Catalog.Digest.alg != SHA256 || row.Catalog.Size <= 0 || row.Catalog.Size > MaxCatalog {
 		return Nested{}, fmt.Errorf("catalog: nested catalog %d: kind %d, mode %#o, size %d or digest tag %d is out of range: %w",
 			i, row.Kind, n.Mode, row.Catalog.Size, row.Catalog.Digest.alg, ErrFormat)
@@ -478,10 +509,8 @@ func (c *Catalog) FileDigest(i uint32) (d Digest, ok bool) {
 	if at == n || binary.LittleEndian.Uint32(table[at*fileDigestSize:]) != i {
 		return Digest{}, false
 	}
-	b := table[at*fileDigestSize:][:fileDigestSize]
-	d.alg = Algorithm(b[4])
-	copy(d.sum[:], b[8:])
-	return d, d.alg == SHA256
+	d, err := chunkDigest(table, at)
+	return d, err == nil && !d.IsZero()
 }
 
 // rows reports whether count rows from first on lie in table.

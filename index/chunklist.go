@@ -58,9 +58,9 @@ func DecodeChunkList(b []byte, size int64) ([]Chunk, error) {
 	table := b[listHeader:]
 	out := make([]Chunk, len(table)/chunkRowSize)
 	for i := range out {
-		first, d := chunkRow(table, i)
-		if first != uint32(i) || d.alg != SHA256 {
-			return nil, fmt.Errorf("chunk list: row %d has number %d and digest tag %d: %w", i, first, d.alg, ErrFormat)
+		d, err := chunkDigest(table, i)
+		if first := chunkFirst(table, i); err != nil || first != uint64(i) || d.IsZero() {
+			return nil, fmt.Errorf("chunk list: row %d has number %d and digest %v: %w", i, first, d, ErrFormat)
 		}
 		off := int64(i) << ChunkShift
 		out[i] = Chunk{Digest: d, Offset: off, Size: min(ChunkSize, size-off)}
@@ -101,7 +101,10 @@ func (r CatalogRef) assemble(ctx context.Context, list []byte, get ObjectGetter)
 	for _, c := range chunks {
 		g.Go(func() error {
 			b, err := get(ctx, c.Digest, c.Size)
-			copy(whole[c.Offset:], b)
+			if err == nil && int64(len(b)) != c.Size {
+				err = fmt.Errorf("chunk at %d has %d bytes, want %d: %w", c.Offset, len(b), c.Size, ErrFormat)
+			}
+			copy(whole[c.Offset:], b[:min(int64(len(b)), c.Size)])
 			return err
 		})
 	}

@@ -64,6 +64,7 @@ const (
 
 	minChunkShift = 12
 	maxChunkShift = 23
+	maxTarget     = 1<<16 - 1 // bytes of a symlink's target
 )
 
 // Xattr is an extended attribute.
@@ -115,6 +116,15 @@ type ImageRef struct {
 // NewDir returns an empty directory to build with.
 func NewDir(a Attr) *Entry {
 	return &Entry{Inode: &Inode{Attr: a}, Children: map[string]*Entry{}}
+}
+
+// knownType reports whether mode has one of the file types above.
+func knownType(mode uint32) bool {
+	switch mode & ModeType {
+	case ModeFIFO, ModeChar, ModeDir, ModeBlock, ModeRegular, ModeSymlink, ModeSocket:
+		return true
+	}
+	return false
 }
 
 // names returns the names of a directory's children in the order of the format.

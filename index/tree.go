@@ -25,8 +25,7 @@ type part struct {
 	row    uint32 // its row in the parent
 	nodes  uint32
 	parts  []atomic.Pointer[part] // by nested row
-	bases  []uint32               // of the nested parts of an image, ascending, with rows beside
-	rows   []uint32
+	bases  []uint32               // of the nested parts of an image by row, ascending
 }
 
 // Pos is a place in a Tree: a node, or a mountpoint seen from its parent catalog. The zero Pos is no place.
@@ -46,10 +45,19 @@ type Missing struct {
 
 func (m *Missing) Error() string { return fmt.Sprintf("nested catalog %v is not loaded", m.Ref) }
 
+// Number returns, in a name tree, the number of the directory whose catalog is missing; 0 elsewhere.
+func (m *Missing) Number() uint32 {
+	row, err := m.at.cat.Nested(m.row)
+	if err != nil {
+		return 0
+	}
+	return row.Number
+}
+
 // NewTree returns a Tree over a root catalog.
 func NewTree(root *Catalog) (*Tree, error) {
 	t := &Tree{}
-	p, err := t.newPart(root, 1)
+	p, err := t.newPart(root, 1, nil, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -63,59 +71,65 @@ func (t *Tree) Root() *Catalog { return t.root.cat }
 // RootPos returns the place of the root directory.
 func (t *Tree) RootPos() Pos { return Pos{p: t.root} }
 
-func (t *Tree) newPart(c *Catalog, first uint32) (*part, error) {
-	p := &part{cat: c, first: first, nodes: c.Nodes(), parts: make([]atomic.Pointer[part], c.NestedCount())}
+// newPart makes a part of an image, or the root of a name tree, of c.
+func (t *Tree) newPart(c *Catalog, first uint32, parent *part, row uint32) (*part, error) {
+	p := &part{cat: c, first: first, parent: parent, row: row, nodes: c.Nodes(), parts: make([]atomic.Pointer[part], c.NestedCount())}
 	if c.IsNameTree() {
 		return p, t.number(p)
 	}
-	for i := range c.NestedCount() {
-		row, err := c.Nested(i)
+	p.bases = make([]uint32, c.NestedCount())
+	for i := range p.bases {
+		row, err := c.Nested(uint32(i))
 		if err != nil {
 			return nil, err
 		}
-		if row.Kind != NestedPart {
-			return nil, fmt.Errorf("catalog: nested catalog %d of kind %d in an image: %w", i, row.Kind, ErrFormat)
-		}
-		p.bases, p.rows = append(p.bases, row.Base), append(p.rows, i)
+		p.bases[i] = row.Base
 	}
 	return p, nil
 }
 
-// number enters the explicit numbers of a name-tree catalog.
+// number enters the explicit numbers of a name-tree catalog, all or none. The root of a nested one has its parent's row for a number.
 func (t *Tree) number(p *part) error {
-	enter := func(n uint32, pos Pos) error {
-		if old, taken := t.numbers.LoadOrStore(n, pos); n == 0 || taken && old != (Pos{pos.p.parent, pos.p.row, true}) {
-			return fmt.Errorf("catalog: number %d is given twice in the name tree: %w", n, ErrFormat)
+	enter := make(map[uint32]Pos, p.nodes)
+	add := func(n uint32, pos Pos) error {
+		_, old := t.numbers.Load(n)
+		if _, again := enter[n]; n == 0 || old || again {
+			return fmt.Errorf("catalog: number %d is zero or given twice in the name tree: %w", n, ErrFormat)
 		}
+		enter[n] = pos
 		return nil
 	}
-	for i := range p.nodes {
-		n, err := p.cat.Number(i)
+	want := uint32(1)
+	if p.parent != nil {
+		row, err := p.parent.cat.Nested(p.row)
 		if err != nil {
 			return err
 		}
-		if i == 0 && p.parent != nil {
-			row, err := p.parent.cat.Nested(p.row)
-			if err != nil || row.Number != n {
-				return fmt.Errorf("catalog: root has number %d, its parent says %d: %w", n, row.Number, ErrFormat)
-			}
-			continue // At finds it through the parent's row
+		want = row.Number
+	}
+	for i := range p.nodes {
+		n, err := p.cat.Number(i)
+		switch {
+		case err == nil && i == 0 && n != want:
+			err = fmt.Errorf("catalog: root has number %d, want %d: %w", n, want, ErrFormat)
+		case err == nil && (i != 0 || p.parent == nil):
+			err = add(n, Pos{p: p, node: i})
 		}
-		if err := enter(n, Pos{p: p, node: i}); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	for i := range p.cat.NestedCount() {
 		row, err := p.cat.Nested(i)
+		if err == nil {
+			err = add(row.Number, Pos{p, i, true})
+		}
 		if err != nil {
 			return err
 		}
-		if row.Kind == NestedPart {
-			return fmt.Errorf("catalog: nested catalog %d is part of an image, in a name tree: %w", i, ErrFormat)
-		}
-		if err := enter(row.Number, Pos{p, i, true}); err != nil {
-			return err
-		}
+	}
+	for n, pos := range enter {
+		t.numbers.Store(n, pos)
 	}
 	return nil
 }
@@ -142,21 +156,21 @@ func (t *Tree) At(number uint32) (Pos, error) {
 		if at < 0 {
 			break
 		}
-		row, err := p.cat.Nested(p.rows[at])
+		row, err := p.cat.Nested(uint32(at))
 		if err != nil {
 			return Pos{}, err
 		}
 		if i-row.Base >= row.Count {
 			break
 		}
-		child := p.parts[p.rows[at]].Load()
+		child := p.parts[at].Load()
 		switch {
 		case child != nil:
 			p = child
 		case i == row.Base:
-			return Pos{p, p.rows[at], true}, nil
+			return Pos{p, uint32(at), true}, nil
 		default:
-			return Pos{}, &Missing{row.Catalog, t, p, p.rows[at]}
+			return Pos{}, &Missing{row.Catalog, t, p, uint32(at)}
 		}
 	}
 	return Pos{}, fmt.Errorf("image has no node %d: %w", number, ErrFormat)
@@ -182,34 +196,25 @@ func (m *Missing) Attach(c *Catalog) error {
 	if err != nil {
 		return err
 	}
-	want, got := row.Attr, root.Attr
-	if row.Kind == NestedNames {
-		want.Nlink = got.Nlink
+	if row.Kind == NestedImage {
+		return fmt.Errorf("catalog %v is an image's, which has a tree of its own: %w", m.Ref, ErrFormat)
 	}
-	if want != got || c.IsNameTree() != (row.Kind == NestedNames) || row.Kind == NestedPart && c.Total() != row.Count {
+	if root.Attr != row.Attr || c.IsNameTree() != (row.Kind == NestedNames) || row.Kind == NestedPart && c.Total() != row.Count {
 		return fmt.Errorf("catalog %v: its root or its %d nodes are not what its parent promises (%d): %w", m.Ref, c.Total(), row.Count, ErrFormat)
 	}
-	p := &part{cat: c, parent: m.at, row: m.row}
-	numbered := m.at.cat.IsNameTree()
-	if !numbered {
-		q, err := m.tree.newPart(c, m.at.first+row.Base)
-		if err != nil {
-			return err
+	if row.Kind == NestedNames {
+		// Two catalogs that enter the same number at once must not both find it free.
+		m.tree.attachNames.Lock()
+		defer m.tree.attachNames.Unlock()
+		if m.at.parts[m.row].Load() != nil {
+			return nil
 		}
-		q.parent, q.row = p.parent, p.row
-		m.at.parts[m.row].CompareAndSwap(nil, q)
-		return nil
 	}
-	m.tree.attachNames.Lock()
-	defer m.tree.attachNames.Unlock()
-	if m.at.parts[m.row].Load() != nil {
-		return nil
-	}
-	p.nodes, p.parts = c.Nodes(), make([]atomic.Pointer[part], c.NestedCount())
-	if err := m.tree.number(p); err != nil {
+	p, err := m.tree.newPart(c, m.at.first+row.Base, m.at, m.row)
+	if err != nil {
 		return err
 	}
-	m.at.parts[m.row].Store(p)
+	m.at.parts[m.row].CompareAndSwap(nil, p)
 	return nil
 }
 
@@ -225,6 +230,9 @@ type Child struct {
 func (t *Tree) child(p *part, d Dirent) (Child, error) {
 	c := Child{Name: d.Name, DType: d.DType, Pos: Pos{p, d.Child, d.Nested}}
 	if !d.Nested {
+		if d.Child >= p.nodes {
+			return c, fmt.Errorf("catalog: entry %q leads to node %d of %d: %w", d.Name, d.Child, p.nodes, ErrFormat)
+		}
 		if p.cat.IsNameTree() {
 			var err error
 			c.Number, err = p.cat.Number(d.Child)

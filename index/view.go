@@ -39,13 +39,12 @@ type File struct {
 	Slot uint32     // of the image that holds the node; 0 in the name tree and in a view of a single image
 	Root CatalogRef // the root catalog of that image, zero where Slot is 0
 	Num  uint32     // number in Tree
-	dirs []File     // the directories above it, the root first
+	up   *File      // the directory above it, nil for the root
 }
 
 // Root returns the root directory.
 func (v *View) Root() File {
-	f := File{View: v, Tree: v.root, Pos: v.root.RootPos(), Num: 1}
-	return f
+	return File{View: v, Tree: v.root, Pos: v.root.RootPos(), Num: 1}
 }
 
 // maxLinks is Linux's limit on symlinks followed in a path.
@@ -69,8 +68,8 @@ func (f File) Resolve(ctx context.Context, path string, follow bool) (File, erro
 			continue
 		}
 		if name == ".." {
-			if n := len(at.dirs); n > 0 {
-				at = at.dirs[n-1]
+			if at.up != nil && at.up.Tree == at.Tree {
+				at = *at.up
 			}
 			continue
 		}
@@ -103,10 +102,8 @@ func (f File) Resolve(ctx context.Context, path string, follow bool) (File, erro
 
 // top returns the root directory of the image, or of the name tree, that f lies in.
 func (f File) top() File {
-	for _, d := range f.dirs {
-		if d.Tree == f.Tree {
-			return d
-		}
+	for f.up != nil && f.up.Tree == f.Tree {
+		f = *f.up
 	}
 	return f
 }
@@ -136,7 +133,7 @@ func (f File) child(ctx context.Context, name string) (File, error) {
 
 // open makes a File of the entry c of directory f, and enters the image if it is one.
 func (f File) open(ctx context.Context, c Child) (File, error) {
-	next := File{View: f.View, Tree: f.Tree, Pos: c.Pos, Slot: f.Slot, Root: f.Root, Num: c.Number, dirs: append(f.dirs[:len(f.dirs):len(f.dirs)], f)}
+	next := File{View: f.View, Tree: f.Tree, Pos: c.Pos, Slot: f.Slot, Root: f.Root, Num: c.Number, up: &f}
 	if !c.Image {
 		return next, nil
 	}
@@ -206,7 +203,10 @@ func (f File) ReadDir(ctx context.Context, g func(c Child) error) error {
 		})
 		var missing *Missing
 		if !errors.As(err, &missing) {
-			return errors.Join(err, stop)
+			if err == nil {
+				err = stop
+			}
+			return err
 		}
 		if err := f.View.attach(ctx, missing); err != nil {
 			return err

@@ -21,7 +21,11 @@ type Put func(d Digest, plain []byte) error
 // BuildImage writes the catalogs of an image, nested ones first, and returns the reference to its root catalog. It fills in the link
 // counts of root's inodes. Equal trees give equal bytes.
 func BuildImage(root *Entry, info ImageInfo, config []byte, put Put) (ImageRef, error) {
-	b := &builder{put: put, split: map[*Entry]bool{}, links: map[*Inode]int{}}
+	return buildImage(root, info, config, put, splitAbove, splitLeast)
+}
+
+func buildImage(root *Entry, info ImageInfo, config []byte, put Put, above, least int) (ImageRef, error) {
+	b := &builder{put: put, split: map[*Entry]bool{}, links: map[*Inode]int{}, above: above, least: least}
 	if err := b.check(root, "", 0); err != nil {
 		return ImageRef{}, err
 	}
@@ -49,6 +53,8 @@ type builder struct {
 	split map[*Entry]bool // directories that become nested catalogs
 	links map[*Inode]int  // names of each inode that isn't a directory
 	names bool            // a name tree
+
+	above, least int // of an image: splitAbove and splitLeast
 
 	numbers map[uint32]*Inode // of a name tree
 }
@@ -151,12 +157,12 @@ func (b *builder) weigh(e *Entry, root bool) (weight int, open map[*Inode]int) {
 			delete(open, inode)
 		}
 	}
-	if weight <= splitAbove {
+	if weight <= b.above {
 		return weight, open
 	}
 	slices.SortStableFunc(subs, func(x, y sub) int { return y.weight - x.weight })
 	for _, s := range subs {
-		if weight <= splitAbove || s.weight < splitLeast {
+		if weight <= b.above || s.weight < b.least {
 			break
 		}
 		if s.closed && !b.split[s.e] {
@@ -164,7 +170,7 @@ func (b *builder) weigh(e *Entry, root bool) (weight int, open map[*Inode]int) {
 			weight -= s.weight
 		}
 	}
-	if weight > splitAbove && !root && len(open) == 0 {
+	if weight > b.above && !root && len(open) == 0 {
 		b.split[e] = true
 		weight = 0
 	}

@@ -1,0 +1,270 @@
+package fusefs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// HelperName is the name under which the program must call Fusermount.
+	HelperName = "fusermount3"
+
+	subtype         = "skimfs"
+	device          = "/dev/fuse"
+	socketVariable  = "_FUSE_COMMFD"
+	reportVariable  = "SKIMFS_MOUNT_REPORT"
+	reportName      = "report"
+	deletedExecSign = " (deleted)"
+)
+
+// systemHelpers are where a system keeps its own fusermount3.
+var systemHelpers = []string{"/usr/bin/fusermount3", "/bin/fusermount3"}
+
+// PrepareHelper makes dir the home of this process's mount helper: a link named fusermount3 to this very program, which
+// must call Fusermount under that name. dir is created with mode 0700 and must belong to this user alone. PATH of the process
+// becomes dir, so that nothing else is ever run by that name.
+func PrepareHelper(dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return fmt.Errorf("preparing the mount helper: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("preparing the mount helper: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return fmt.Errorf("preparing the mount helper in %s: %w", dir, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return fmt.Errorf("preparing the mount helper in %s: mode %#o, owner %d: it must be a directory that only this user may write: %w",
+			dir, st.Mode, st.Uid, fs.ErrPermission)
+	}
+	program, err := ownProgram()
+	if err != nil {
+		return fmt.Errorf("preparing the mount helper: %w", err)
+	}
+	link, next := filepath.Join(dir, HelperName), filepath.Join(dir, HelperName+".next")
+	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("preparing the mount helper: %w", err)
+	}
+	if err := os.Symlink(program, next); err != nil {
+		return fmt.Errorf("preparing the mount helper: %w", err)
+	}
+	if err := os.Rename(next, link); err != nil {
+		return fmt.Errorf("preparing the mount helper: %w", err)
+	}
+	return errors.Join(os.Setenv("PATH", dir), os.Setenv(reportVariable, filepath.Join(dir, reportName)))
+}
+
+// ownProgram is a path to the running program that outlives its replacement on disk, if /proc allows.
+func ownProgram() (string, error) {
+	self, err := os.Stat("/proc/self/exe")
+	if err != nil {
+		return "", err
+	}
+	running := fmt.Sprintf("/proc/%d/exe", os.Getpid())
+	if st, err := os.Stat(running); err == nil && os.SameFile(st, self) {
+		return running, nil
+	}
+	path, err := os.Executable()
+	return strings.TrimSuffix(path, deletedExecSign), err
+}
+
+// Fusermount is what the program does under the name fusermount3, with the arguments that follow it; it returns the exit status. As
+// root, of a user namespace also, it mounts or unmounts itself. Otherwise, or if it may not, it runs the system's fusermount3.
+func Fusermount(args []string) int {
+	err := fusermount(args)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "%s: %v\n", HelperName, err)
+	if report := os.Getenv(reportVariable); report != "" {
+		text := err.Error()
+		var errno syscall.Errno
+		if errors.As(err, &errno) {
+			text = strconv.Itoa(int(errno)) + " " + text
+		}
+		_ = os.WriteFile(report, []byte(text), 0o600) // stderr has it too
+	}
+	return 1
+}
+
+// reportedError is what the helper told: its text and, where it failed in a system call, the errno.
+type reportedError struct {
+	text  string
+	errno syscall.Errno
+}
+
+func (e *reportedError) Error() string { return e.text }
+
+func (e *reportedError) Unwrap() error {
+	if e.errno == 0 {
+		return nil
+	}
+	return e.errno
+}
+
+func reported(text string) error {
+	number, rest, _ := strings.Cut(text, " ")
+	if n, err := strconv.Atoi(number); err == nil && n > 0 {
+		return &reportedError{rest, syscall.Errno(n)}
+	}
+	return &reportedError{text: text}
+}
+
+// mountArgs is a command line of fusermount3.
+type mountArgs struct {
+	options  []string
+	target   string
+	unmount  bool
+	lazy     bool
+	unparsed []string
+}
+
+func parseArgs(args []string) (mountArgs, error) {
+	a := mountArgs{unparsed: args}
+	for i := 0; i < len(args); i++ {
+		switch arg := args[i]; {
+		case arg == "-o" && i+1 < len(args):
+			i++
+			a.options = append(a.options, splitOptions(args[i])...)
+		case arg == "-u":
+			a.unmount = true
+		case arg == "-z":
+			a.lazy = true
+		case arg == "-q", arg == "--":
+		case strings.HasPrefix(arg, "-"), a.target != "":
+			return a, fmt.Errorf("unexpected argument %q", arg)
+		default:
+			a.target = arg
+		}
+	}
+	if a.target == "" {
+		return a, errors.New("no mountpoint given")
+	}
+	return a, nil
+}
+
+// splitOptions splits at commas that no backslash protects.
+func splitOptions(s string) []string {
+	var out []string
+	var one strings.Builder
+	for i := 0; i < len(s); i++ {
+		switch {
+		case s[i] == '\\' && i+1 < len(s):
+			i++
+			one.WriteByte(s[i])
+		case s[i] == ',':
+			out = append(out, one.String())
+			one.Reset()
+		default:
+			one.WriteByte(s[i])
+		}
+	}
+	return append(out, one.String())
+}
+
+func fusermount(args []string) error {
+	a, err := parseArgs(args)
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() == 0 {
+		switch {
+		case a.unmount:
+			err = Unmount(a.target, a.lazy)
+		default:
+			err = mountDirectly(a)
+		}
+		if !errors.Is(err, unix.EPERM) {
+			return err
+		}
+	}
+	text, systemErr := runSystem(args, commSocket())
+	if systemErr != nil {
+		if err != nil {
+			return err // the kernel's own refusal says more
+		}
+		return fmt.Errorf("%w: %s", systemErr, text)
+	}
+	return nil
+}
+
+// commSocket is the socket over which the descriptor goes, nil if there is none.
+func commSocket() *os.File {
+	fd, err := strconv.Atoi(os.Getenv(socketVariable))
+	if err != nil {
+		return nil
+	}
+	return os.NewFile(uintptr(fd), socketVariable)
+}
+
+// runSystem runs the system's fusermount3 and returns what it said.
+func runSystem(args []string, socket *os.File) (string, error) {
+	at := slices.IndexFunc(systemHelpers, func(path string) bool {
+		_, err := os.Stat(path)
+		return err == nil
+	})
+	if at < 0 {
+		return "", fmt.Errorf("mounting as a user needs %s (package fuse3): %w", systemHelpers[0], fs.ErrNotExist)
+	}
+	var said bytes.Buffer
+	cmd := exec.Command(systemHelpers[at], args...)
+	cmd.Stdout, cmd.Stderr = io.Discard, &said
+	if socket != nil {
+		cmd.ExtraFiles = []*os.File{socket}
+		cmd.Env = append(os.Environ(), socketVariable+"=3")
+	}
+	err := cmd.Run()
+	text := strings.TrimSpace(strings.ReplaceAll(said.String(), HelperName+": ", ""))
+	return text, err
+}
+
+// mountDirectly opens the device, calls mount(2) and passes the descriptor on.
+func mountDirectly(a mountArgs) error {
+	socket := commSocket()
+	if socket == nil {
+		return fmt.Errorf("%s names no socket", socketVariable)
+	}
+	dev, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return pathError("opening", device, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(a.target, &st); err != nil {
+		return err
+	}
+	source, kind := subtype, "fuse."+subtype
+	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d", dev, st.Mode&unix.S_IFMT, os.Getuid(), os.Getgid())
+	for _, o := range a.options {
+		name, value, _ := strings.Cut(o, "=")
+		switch name {
+		case "fsname":
+			source = value
+		case "subtype":
+			kind = "fuse." + value
+		case "allow_other", "default_permissions", "max_read":
+			data += "," + o
+		}
+	}
+	if err := unix.Mount(source, a.target, kind, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
+		return err
+	}
+	if err := unix.Sendmsg(int(socket.Fd()), []byte{0}, unix.UnixRights(dev), nil, 0); err != nil {
+		_ = unix.Unmount(a.target, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH) // the mount has no server
+		return fmt.Errorf("passing the descriptor: %w", err)
+	}
+	return nil
+}

@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"io/fs"
+
+	"github.com/skimfs/skimfs/mountd"
 )
 
 // hintFor returns one line of advice for an error that carries none of its own, or "".
@@ -12,4 +14,76 @@ func hintFor(err error) string {
 		return "check who owns the file and whom it lets in"
 	}
 	return ""
+}
+
+// about is what a node command was asked to do, for the text of hints.
+type about struct {
+	source, target string
+	unmount        bool
+}
+
+// nodeHint returns one line of advice for what a daemon, or the way to it, refused.
+func nodeHint(err error, a about) string {
+	switch mountd.KindOf(err) {
+	case mountd.NoKey:
+		return "put the repository's NAME.pub into the key directory, or name it with -o pubkey=FILE"
+	case mountd.WrongKey:
+		return "compare your NAME.pub with the publisher's: either the key is old or the server is not who it should be"
+	case mountd.Expired:
+		return "the publisher must renew the whitelist (`skimfs repo whitelist sign`); also check this node's clock"
+	case mountd.Revoked:
+		return "the publisher withdrew this revision; a newer one must be published"
+	case mountd.Rollback:
+		return "a server or proxy gives an old revision: name another with -o server=URL, or ask the publisher"
+	case mountd.Unreachable:
+		return "check the address, the network and the proxy (-o proxy=LIST); what was mounted before mounts offline"
+	case mountd.Damaged:
+		return "the copy on the server is incomplete or damaged: `skimfs repo verify` finds out; -o server=URL names another mirror"
+	case mountd.NotFound:
+		if a.source == "" {
+			return ""
+		}
+		return "`skimfs ls " + a.source + "` lists what is there"
+	case mountd.Target:
+		return "give an existing directory: `mkdir -p " + a.target + "`"
+	case mountd.Busy:
+		if a.unmount {
+			return "`fuser -vm " + a.target + "` lists who uses it; `skimfs umount --lazy " + a.target + "` detaches it at once"
+		}
+		return "`skimfs umount " + a.target + "` first, or choose another directory"
+	case mountd.NotMounted:
+		return "`skimfs status` lists all mounts"
+	case mountd.NoFuse:
+		return "load the kernel module (`modprobe fuse`); a container needs `--device /dev/fuse`"
+	case mountd.Conflict:
+		return "`skimfs cache limit set SIZE` changes the limit of a running daemon"
+	case mountd.CacheFailed:
+		return "name a directory on a local disk of this node with -o cache=DIR"
+	case mountd.NoDaemon:
+		return "as root start it with `systemctl start skimfs-mountd.service`, or run `skimfs mountd`"
+	}
+	return ""
+}
+
+// nodeStatus is the exit status of ls, cat, stat, status and cache for err.
+func nodeStatus(err error) int {
+	if mountd.KindOf(err) == mountd.Usage {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// mountStatus is mount(8)'s exit status for err.
+func mountStatus(err error) int {
+	switch mountd.KindOf(err) {
+	case mountd.Usage, mountd.Permission, mountd.Conflict:
+		return exitMountUsage
+	case mountd.NoFuse, mountd.NoDaemon, mountd.CacheFailed, mountd.Stopping, mountd.System:
+		return exitMountSystem
+	case mountd.Internal:
+		return exitMountBug
+	case mountd.Interrupted:
+		return exitMountInterrupt
+	}
+	return exitMountFailed
 }

@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/skimfs/skimfs/fusefs"
 )
 
 // Exit status of all commands but the mount forms.
@@ -44,6 +46,9 @@ func (e *statusError) Error() string { return e.err.Error() }
 func (e *statusError) Unwrap() error { return e.err }
 
 func main() {
+	if filepath.Base(os.Args[0]) == fusefs.HelperName {
+		os.Exit(fusefs.Fusermount(os.Args[1:]))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	os.Exit(run(ctx, filepath.Base(os.Args[0]), os.Args[1:], os.Stdout, os.Stderr))
@@ -97,12 +102,17 @@ Images are published once into a repository of static files; nodes mount them ov
 		root.AddCommand(c)
 	}
 	wrapArgs(root)
+	cobra.AddTemplateFunc("exitStatus", exitStatusHelp)
+	root.SetUsageTemplate(root.UsageTemplate() + "{{exitStatus .}}")
 	return root
 }
 
 // commands lists all commands; each is built in the file of its name.
 func commands() []*cobra.Command {
-	return []*cobra.Command{}
+	return []*cobra.Command{
+		mountCommand(), umountCommand(), statusCommand(), lsCommand(), catCommand(), statCommand(), cacheCommand(), mountdCommand(),
+		versionCommand(),
+	}
 }
 
 // wrapArgs gives every command's complaint about its arguments the status for usage errors.
@@ -123,6 +133,14 @@ func wrapArgs(cmd *cobra.Command) {
 // usage marks err as a mistake in how cmd was called.
 func usage(cmd *cobra.Command, err error) error {
 	return &statusError{status: usageStatus(cmd), err: err}
+}
+
+// exitStatusHelp is the last paragraph of each command's help.
+func exitStatusHelp(cmd *cobra.Command) string {
+	if cmd.Annotations[mountForm] != "" {
+		return "\nExit status (as of mount(8)):\n  0 done, 1 wrong call or not permitted, 2 system error, 4 internal error, 8 interrupted, 32 failed\n"
+	}
+	return "\nExit status:\n  0 done, 1 failed, 2 wrong call, 3 damage found\n"
 }
 
 // mountForm is the annotation of commands that use mount(8)'s exit status.

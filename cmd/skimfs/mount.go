@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skimfs/skimfs/mountd"
+)
+
+func mountCommand() *cobra.Command {
+	var foreground bool
+	cmd := &cobra.Command{
+		Use:     "mount SOURCE TARGET",
+		GroupID: "node",
+		Short:   "Mount an image or a whole repository",
+		Long: `Mount an image, or a whole repository, on the directory TARGET. SOURCE is URL[#PATH] or NAME[/PATH]: a repository by
+its address or by its name, and a directory in it. Content is fetched when it is read. The command returns when the mount
+answers. Mounting the same source on the same target again is no error.
+
+Options for -o (default):
+` + optionsHelp(),
+		Example: `  skimfs mount http://images.example.org#docker.io/library/debian:12 /mnt
+  skimfs mount images.example.org/docker.io/library/python:3.12 ~/py -o 'proxy=http://squid:3128;DIRECT'`,
+		Args:        cobra.ExactArgs(2),
+		Annotations: map[string]string{mountForm: "yes"},
+	}
+	lists := cmd.Flags().StringArrayP("options", "o", nil, "mount options `k=v,…`, listed above")
+	cmd.Flags().BoolVarP(&foreground, "foreground", "f", false, "stay until it is unmounted; unmount on SIGINT and SIGTERM")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		o, err := parseOptions(*lists)
+		if err != nil {
+			return usage(cmd, err)
+		}
+		a := about{source: args[0], target: args[1]}
+		if _, err := mountd.ParseSource(args[0]); err != nil {
+			return usage(cmd, err)
+		}
+		target, err := mountd.CheckTarget(args[1])
+		if err != nil {
+			return mountFormError(err, a)
+		}
+		c, err := connect(cmd.Context(), o)
+		if err != nil {
+			return mountFormError(err, a)
+		}
+		reply, err := c.Mount(cmd.Context(), mountd.MountRequest{Source: args[0], Target: target, Options: o.Options, Quota: o.quota})
+		if err != nil {
+			return mountFormError(err, a)
+		}
+		if reply.Already {
+			fmt.Fprintf(cmd.ErrOrStderr(), "skimfs: %s is mounted on %s already\n", reply.Source, target)
+		}
+		if reply.Offline {
+			fmt.Fprintf(cmd.ErrOrStderr(), "skimfs: no server answers: revision %d, accepted before, is mounted\n", reply.Revision)
+		}
+		if foreground {
+			return mountFormError(stay(cmd.Context(), c, target), a)
+		}
+		return nil
+	}
+	return cmd
+}
+
+// unmountTime bounds the unmount at the end of a mount in the foreground.
+const unmountTime = 10 * time.Second
+
+// stay returns when target is unmounted. A signal unmounts it.
+func stay(ctx context.Context, c *mountd.Client, target string) error {
+	err := c.WaitGone(ctx, target)
+	if ctx.Err() == nil {
+		if mountd.KindOf(err) == mountd.NotMounted {
+			return nil
+		}
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountTime)
+	defer cancel()
+	switch err = c.Unmount(ctx, target, false); mountd.KindOf(err) {
+	case mountd.NotMounted:
+		return nil
+	case mountd.Busy:
+		return c.Unmount(ctx, target, true)
+	}
+	return err
+}

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skimfs/skimfs/mountd"
+)
+
+func mountdCommand() *cobra.Command {
+	var cache, quota string
+	var idle time.Duration
+	var readyFD int
+	cmd := &cobra.Command{
+		Use:     "mountd",
+		GroupID: "node",
+		Short:   "Run the daemon that owns the cache and all mounts",
+		Long: `Run the daemon in the foreground until SIGINT or SIGTERM; it logs to stderr. There is one for each cache directory. Commands of users
+start it by themselves; root's runs as skimfs-mountd.service. What was mounted when it ended is mounted again.`,
+		Example: `  skimfs mountd
+  skimfs mountd --cache /scratch/skimfs --quota 100GB`,
+		Args: cobra.NoArgs,
+	}
+	cmd.Flags().StringVar(&cache, "cache", "", "cache `directory` (default root: /var/cache/skimfs)")
+	cmd.Flags().StringVar(&quota, "quota", "", "limit of the cache on disk, a `size` (default: as set before, else 20 GB, at most 70 % of what is free)")
+	cmd.Flags().DurationVar(&idle, "idle", 0, "end after so long without a mount")
+	cmd.Flags().IntVar(&readyFD, "ready-fd", 0, "report to this descriptor when ready")
+	for _, name := range []string{"idle", "ready-fd"} {
+		if err := cmd.Flags().MarkHidden(name); err != nil {
+			panic(err)
+		}
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		h, err := home()
+		if err != nil {
+			return nodeError(err, about{})
+		}
+		cfg := mountd.Config{
+			Home: h, Cache: cache, Idle: idle, Version: version(), Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		}
+		if quota != "" {
+			if cfg.Quota, err = parseSize(quota); err != nil {
+				return usage(cmd, err)
+			}
+		}
+		if readyFD > 0 {
+			err = mountd.RunReporting(cmd.Context(), cfg, readyFD)
+		} else {
+			err = mountd.Run(cmd.Context(), cfg, nil)
+		}
+		return nodeError(err, about{})
+	}
+	return cmd
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/skimfs/skimfs/mountd"
+)
+
+func statusCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "status",
+		GroupID: "node",
+		Short:   "Show daemons, mounts, caches and what was fetched",
+		Long: `Show each running daemon: its mounts, its cache, how much it fetched and by which proxy and server. A daemon that died is
+started again first, with its mounts. No mount is touched.`,
+		Example: `  skimfs status
+  skimfs status --json | jq '.daemons[].mounts[].target'`,
+		Args: cobra.NoArgs,
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON (default off)")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		h, err := home()
+		if err != nil {
+			return nodeError(err, about{})
+		}
+		clients, err := mountd.ConnectAll(cmd.Context(), h)
+		if err != nil {
+			return nodeError(err, about{})
+		}
+		list := []*mountd.Status{}
+		for _, c := range clients {
+			s, err := c.Status(cmd.Context())
+			if err != nil {
+				return nodeError(err, about{})
+			}
+			list = append(list, s)
+		}
+		if asJSON {
+			return printJSON(cmd.OutOrStdout(), map[string]any{"daemons": list})
+		}
+		printStatus(cmd.OutOrStdout(), list)
+		return nil
+	}
+	return cmd
+}
+
+func printJSON(w io.Writer, value any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(value)
+}
+
+func printStatus(w io.Writer, list []*mountd.Status) {
+	if len(list) == 0 {
+		fmt.Fprintln(w, "no skimfs daemon is running")
+	}
+	size := func(n int64) string { return humanize.Bytes(uint64(max(0, n))) }
+	for i, s := range list {
+		if i > 0 {
+			fmt.Fprintln(w)
+		}
+		fmt.Fprintf(w, "daemon   pid %d, version %s, up %v\n", s.PID, s.Version, time.Duration(s.UptimeSeconds)*time.Second)
+		c := s.Cache
+		fmt.Fprintf(w, "cache    %s: %s of %s, %d objects, hit ratio %.1f %%\n", c.Dir, size(c.Bytes), size(c.Limit), c.Objects, 100*c.HitRatio)
+		fmt.Fprintf(w, "fetched  %s in %d requests%s\n", size(s.Fetch.Bytes), s.Fetch.Requests, errorCounts(s.Fetch.Errors))
+		for _, o := range s.Origins {
+			if o.InUse {
+				fmt.Fprintf(w, "server   %s by %s\n", o.Server, o.Proxy)
+			}
+		}
+		for _, m := range s.Mounts {
+			fmt.Fprintf(w, "mount    %s on %s: %s\n", m.Source, m.Target, mountLine(m))
+		}
+	}
+}
+
+func mountLine(m mountd.MountStatus) string {
+	if m.State != "mounted" {
+		return m.State + ": " + m.Error
+	}
+	line := fmt.Sprintf("%s, revision %d, %d files, %s fetched, hit ratio %.1f %%", m.Kind, m.Revision, m.FilesFetched,
+		humanize.Bytes(uint64(m.BytesFetched)), 100*m.HitRatio)
+	if m.Errors > 0 {
+		line += fmt.Sprintf(", %d errors", m.Errors)
+	}
+	if m.Offline {
+		line += ", mounted offline"
+	}
+	return line
+}
+
+func errorCounts(errors map[string]int64) string {
+	var n int64
+	var kinds []string
+	for kind, count := range errors {
+		n += count
+		kinds = append(kinds, kind)
+	}
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d failed tries (%s)", n, strings.Join(kinds, ", "))
+}

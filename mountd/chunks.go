@@ -1,0 +1,119 @@
+package mountd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/skimfs/skimfs/cachedb"
+	"github.com/skimfs/skimfs/index"
+)
+
+// object returns a whole object: from the cache, else from a server into the cache, and then fetched is called, even if the asker
+// has left by then. hit says that this call fetched nothing.
+func (g *origin) object(ctx context.Context, d index.Digest, size int64, class cachedb.Class, fetched func()) (plain []byte, hit bool, err error) {
+	for range 2 {
+		var ran atomic.Bool
+		plain, err = g.db.Get(ctx, d, size, class, func(ctx context.Context) ([]byte, error) {
+			ran.Store(true)
+			plain, err := g.client.Object(ctx, d, size)
+			if err == nil {
+				fetched()
+			}
+			return plain, err
+		})
+		if hit = !ran.Load(); err == nil || !hit || ctx.Err() != nil {
+			break
+		}
+		// Another mount's fill went wrong: its servers need not be ours.
+	}
+	return plain, hit, err
+}
+
+// catalog loads a catalog. It is an index.CatalogLoader.
+func (g *origin) catalog(ctx context.Context, ref index.CatalogRef) (*index.Catalog, error) {
+	return ref.Load(ctx, func(ctx context.Context, d index.Digest, size int64) ([]byte, error) {
+		plain, _, err := g.object(ctx, d, size, cachedb.ClassCatalog, func() {})
+		return plain, err
+	})
+}
+
+// readAhead bounds the bytes being fetched before they are asked for, in all mounts together.
+const readAhead = 32 << 20
+
+// chunks is a mount's source of chunks: cache first, else fetch. It is a fusefs.ChunkReader.
+type chunks struct {
+	*origin
+	deadline time.Duration
+	ahead    *semaphore.Weighted
+	done     context.Context // ends with the mount
+
+	hits, misses, errors  atomic.Int64
+	objects, files, bytes atomic.Int64 // fetched: objects, those that begin a file, plain bytes
+}
+
+// ReadCached reads from c at off if it is in the node's cache.
+func (s *chunks) ReadCached(c index.Chunk, p []byte, off int64) bool {
+	ok, err := s.db.ReadAt(c.Digest, c.Size, p, off)
+	if ok && err == nil {
+		s.hits.Add(1)
+		return true
+	}
+	return false
+}
+
+// ReadChunk reads from c at off; it waits for the network if it must, until ctx or the mount's deadline ends.
+func (s *chunks) ReadChunk(ctx context.Context, c index.Chunk, p []byte, off int64) error {
+	if off < 0 || off+int64(len(p)) > c.Size {
+		return fmt.Errorf("reading %d bytes at %d of a chunk of %d: %w", len(p), off, c.Size, index.ErrFormat)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, s.deadline, errDeadline)
+	defer cancel()
+	plain, err := s.whole(ctx, c)
+	if err != nil {
+		s.errors.Add(1)
+		if cause := context.Cause(ctx); errors.Is(cause, errDeadline) {
+			err = fmt.Errorf("%v: %w", err, cause)
+		}
+		return fmt.Errorf("reading chunk %v: %w", c.Digest, err)
+	}
+	copy(p, plain[off:])
+	return nil
+}
+
+var errDeadline = errors.New("the deadline for a read has passed")
+
+// whole returns all of c and counts.
+func (s *chunks) whole(ctx context.Context, c index.Chunk) ([]byte, error) {
+	plain, hit, err := s.object(ctx, c.Digest, c.Size, cachedb.ClassFile, func() {
+		s.objects.Add(1)
+		s.bytes.Add(c.Size)
+		if c.Offset == 0 {
+			s.files.Add(1)
+		}
+	})
+	if hit && err == nil {
+		s.hits.Add(1)
+	} else if !hit {
+		s.misses.Add(1)
+	}
+	return plain, err
+}
+
+// Prefetch fetches c in the background if it isn't cached and the budget allows it.
+func (s *chunks) Prefetch(c index.Chunk) {
+	if s.db.Has(c.Digest) || s.done.Err() != nil || !s.ahead.TryAcquire(c.Size) {
+		return
+	}
+	go func() {
+		defer s.ahead.Release(c.Size)
+		ctx, cancel := context.WithTimeout(s.done, s.deadline)
+		defer cancel()
+		// A failure shows when the chunk is read.
+		_, _ = s.whole(ctx, c)
+	}()
+}

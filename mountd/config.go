@@ -1,0 +1,96 @@
+package mountd
+
+import (
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/skimfs/skimfs/fetch"
+	"github.com/skimfs/skimfs/index"
+)
+
+// Config says what a daemon is. Zero values mean the default given at the field.
+type Config struct {
+	Home    Home
+	Cache   string        // directory; Home.Cache. One daemon owns it
+	Quota   int64         // bytes on disk; 0: what was last set for this cache, or else cachedb's default
+	Idle    time.Duration // > 0: end after so long without a mount and without a request
+	Version string
+	Log     *slog.Logger // silent
+}
+
+// Options say how a source is mounted or read. Zero values mean the default given at the field.
+type Options struct {
+	PublicKey  string        `json:"pubkey,omitempty"`     // text of the master public key; the home's keys
+	Proxy      string        `json:"proxy,omitempty"`      // list as fetch.ParseProxies reads it; DIRECT
+	Servers    []string      `json:"servers,omitempty"`    // for a name: the repository's URLs, http://NAME; for a URL: its further mirrors
+	AllowOther bool          `json:"allowOther,omitempty"` // other users may enter; always so for root
+	UID        *uint32       `json:"uid,omitempty"`        // owner of all files; root: the image's, a user: himself
+	GID        *uint32       `json:"gid,omitempty"`        // the same for groups
+	Deadline   time.Duration `json:"deadline,omitempty"`   // for one read, in ns: 30 s
+	Timeout    time.Duration `json:"timeout,omitempty"`    // for a connection and the first byte through a proxy, in ns: 5 s
+	Direct     time.Duration `json:"direct,omitempty"`     // the same without a proxy, in ns: 10 s
+}
+
+const (
+	defaultDeadline = 30 * time.Second
+	defaultTTL      = 240 * time.Second
+)
+
+func (o Options) deadline() time.Duration {
+	if o.Deadline > 0 {
+		return o.Deadline
+	}
+	return defaultDeadline
+}
+
+// check refuses what no mount could use.
+func (o Options) check() error {
+	if o.PublicKey != "" {
+		if _, err := index.ParseVerifier(o.PublicKey); err != nil {
+			return problem(Usage, "pubkey: %w", err)
+		}
+	}
+	if _, err := fetch.ParseProxies(o.Proxy); err != nil {
+		return problem(Usage, "proxy: %w", err)
+	}
+	if o.Deadline < 0 || o.Timeout < 0 || o.Direct < 0 {
+		return problem(Usage, "deadline or timeout is negative")
+	}
+	for _, s := range o.Servers {
+		if src, err := ParseSource(s); err != nil || src.URL == "" || src.Path != "" {
+			return problem(Usage, "server %q is not a URL", s)
+		}
+	}
+	return nil
+}
+
+// servers lists the base URLs of src under these options.
+func (o Options) servers(src Source) []string {
+	var list []string
+	switch {
+	case src.URL != "":
+		list = append(list, src.URL)
+	case len(o.Servers) == 0:
+		list = append(list, "http://"+src.Name)
+	}
+	for _, s := range o.Servers {
+		if s = strings.TrimRight(s, "/"); !slices.Contains(list, s) {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// same reports whether two mounts with these options would show and fetch the same.
+func (o Options) same(p Options) bool {
+	id := func(a *uint32) int64 {
+		if a == nil {
+			return -1
+		}
+		return int64(*a)
+	}
+	return o.PublicKey == p.PublicKey && o.Proxy == p.Proxy && slices.Equal(o.Servers, p.Servers) && o.AllowOther == p.AllowOther &&
+		id(o.UID) == id(p.UID) && id(o.GID) == id(p.GID) && o.Deadline == p.Deadline && o.Timeout == p.Timeout && o.Direct == p.Direct
+}

@@ -1,0 +1,233 @@
+package mountd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// MountRequest asks for a mount.
+type MountRequest struct {
+	Source  string  `json:"source"`
+	Target  string  `json:"target"` // absolute, without symlinks: see CheckTarget
+	Options Options `json:"options"`
+	Quota   int64   `json:"quota,omitempty"` // bytes; refused unless the cache has this limit
+}
+
+// MountReply tells of a mount made, or found.
+type MountReply struct {
+	MountStatus
+	Already bool `json:"already"` // it was mounted before
+}
+
+// maxRequest bounds the body of a request, in bytes.
+const maxRequest = 1 << 20
+
+// errorReply is the body of every answer that isn't a success.
+type errorReply struct {
+	Kind    Kind   `json:"kind"`
+	Message string `json:"message"`
+}
+
+// httpStatus of each kind; all others are 500.
+var httpStatus = map[Kind]int{
+	Usage: http.StatusBadRequest, Target: http.StatusBadRequest, Permission: http.StatusForbidden, NoKey: http.StatusForbidden,
+	WrongKey: http.StatusForbidden, Expired: http.StatusForbidden, Revoked: http.StatusForbidden, Rollback: http.StatusForbidden, NotFound: http.StatusNotFound, NotMounted: http.StatusNotFound, Busy: http.StatusConflict,
+	Conflict: http.StatusConflict, Unreachable: http.StatusBadGateway, Damaged: http.StatusBadGateway, Stopping: http.StatusServiceUnavailable,
+}
+
+type peerKey struct{}
+
+// server returns the control API's server.
+func (d *Daemon) server() *http.Server {
+	mux := http.NewServeMux()
+	for pattern, h := range map[string]func(http.ResponseWriter, *http.Request) (any, error){
+		"POST /v1/mounts": d.postMount, "DELETE /v1/mounts": d.deleteMount, "GET /v1/mounts": d.getMounts, "GET /v1/mounts/wait": d.waitMount,
+		"GET /v1/status": d.getStatus, "GET /v1/ls": d.getList, "GET /v1/stat": d.getStat, "GET /v1/cat": d.getContent,
+		"PUT /v1/cache": d.putCache, "GET /metrics": d.getMetrics,
+	} {
+		mux.Handle(pattern, d.handler(pattern, h))
+	}
+	return &http.Server{
+		Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			uid, err := peerUID(c)
+			if err != nil {
+				d.log.Error("reading a caller's credentials", "err", err)
+				uid = -1
+			}
+			return context.WithValue(ctx, peerKey{}, uid)
+		},
+	}
+}
+
+// peerUID returns the user at the other end of a unix socket.
+func peerUID(c net.Conn) (int, error) {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return -1, fmt.Errorf("connection of type %T", c)
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	var cred *unix.Ucred
+	if ctlErr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); ctlErr != nil {
+		return -1, ctlErr
+	}
+	if err != nil {
+		return -1, err
+	}
+	return int(cred.Uid), nil
+}
+
+// handler wraps h: it lets in the daemon's own user and root, keeps the daemon alive meanwhile, turns errors into answers and a panic
+// into an error. h's value, unless it is nil, becomes the answer's JSON.
+func (d *Daemon) handler(pattern string, h func(http.ResponseWriter, *http.Request) (any, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		value, err := func() (value any, err error) {
+			defer func() {
+				if p := recover(); p != nil {
+					metricPanics.Inc()
+					d.log.Error("panic", "while", pattern, "value", fmt.Sprint(p), "stack", string(debug.Stack()))
+					err = problem(Internal, "panic while answering %s: %v", pattern, p)
+				}
+			}()
+			if uid, ok := r.Context().Value(peerKey{}).(int); !ok || uid != 0 && uid != os.Geteuid() {
+				return nil, problem(Permission, "user %d may not use the daemon of user %d", uid, os.Geteuid())
+			}
+			release, ok := d.active.hold()
+			if !ok {
+				return nil, problem(Stopping, "the daemon is about to end")
+			}
+			defer release()
+			r.Body = http.MaxBytesReader(w, r.Body, maxRequest)
+			return h(w, r)
+		}()
+		countRequest(pattern, err)
+		if err != nil {
+			writeError(w, err)
+			return
+		}
+		if value != nil {
+			writeJSON(w, http.StatusOK, value)
+		}
+	})
+}
+
+func writeError(w http.ResponseWriter, err error) {
+	kind := KindOf(err)
+	status := httpStatus[kind]
+	if status == 0 {
+		status = http.StatusInternalServerError
+	}
+	writeJSON(w, status, errorReply{kind, err.Error()})
+}
+
+func writeJSON(w http.ResponseWriter, status int, value any) {
+	b, err := json.MarshalIndent(value, "", "  ")
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(b, '\n')) // a caller that left needs no answer
+}
+
+func readJSON(r *http.Request, value any) error {
+	dec := json.NewDecoder(r.Body)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(value); err != nil {
+		return problem(Usage, "request body: %w", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return problem(Usage, "request body: more than one value")
+	}
+	return nil
+}
+
+func (d *Daemon) postMount(_ http.ResponseWriter, r *http.Request) (any, error) {
+	var req MountRequest
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	return d.mount(r.Context(), req)
+}
+
+func (d *Daemon) deleteMount(_ http.ResponseWriter, r *http.Request) (any, error) {
+	q := r.URL.Query()
+	if err := d.unmount(r.Context(), q.Get("target"), q.Get("lazy") == "true"); err != nil {
+		return nil, err
+	}
+	return struct{}{}, nil
+}
+
+func (d *Daemon) getMounts(http.ResponseWriter, *http.Request) (any, error) {
+	return d.mountStatuses(), nil
+}
+
+// waitMount answers when nothing of ours is mounted at the target any more.
+func (d *Daemon) waitMount(_ http.ResponseWriter, r *http.Request) (any, error) {
+	target := r.URL.Query().Get("target")
+	for waited := false; ; waited = true {
+		d.mu.Lock()
+		m := d.mounts[target]
+		d.mu.Unlock()
+		switch {
+		case m == nil && waited:
+			return struct{}{}, nil
+		case m == nil:
+			return nil, problem(NotMounted, "nothing is mounted at %q", target)
+		}
+		select {
+		case <-m.gone:
+		case <-r.Context().Done():
+			return nil, r.Context().Err()
+		case <-d.ctx.Done():
+			return nil, problem(Stopping, "the daemon is about to end")
+		}
+	}
+}
+
+func (d *Daemon) getStatus(http.ResponseWriter, *http.Request) (any, error) { return d.status(), nil }
+
+// CacheRequest changes the cache.
+type CacheRequest struct {
+	Limit int64 `json:"limit"` // bytes on disk; 0: the default for the partition
+}
+
+func (d *Daemon) putCache(_ http.ResponseWriter, r *http.Request) (any, error) {
+	var req CacheRequest
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	if req.Limit < 0 {
+		return nil, problem(Usage, "cache limit %d is negative", req.Limit)
+	}
+	d.db.SetLimit(req.Limit)
+	if req.Limit == 0 {
+		if err := d.db.DeleteState(limitState); err != nil {
+			return nil, err
+		}
+	} else {
+		d.setLimitState(req.Limit)
+	}
+	return d.cacheStatus(), nil
+}
+
+func (d *Daemon) getMetrics(w http.ResponseWriter, _ *http.Request) (any, error) {
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+	d.writeMetrics(w)
+	return nil, nil
+}

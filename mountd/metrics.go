@@ -1,0 +1,41 @@
+package mountd
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+var (
+	metricPanics      = metrics.NewCounter(`skimfs_control_panics_total`)
+	metricMounts      = metrics.NewCounter(`skimfs_mounts_total`)
+	metricMountErrors = metrics.NewCounter(`skimfs_mount_errors_total`)
+	metricMountTime   = metrics.NewHistogram(`skimfs_mount_seconds`)
+	metricMounted     = metrics.NewGauge(`skimfs_mounted`, nil)
+)
+
+// countRequest counts an answer of the control API; kind is "none" for a success.
+func countRequest(pattern string, err error) {
+	kind := Kind("none")
+	if err != nil {
+		kind = KindOf(err)
+	}
+	metrics.GetOrCreateCounter(fmt.Sprintf(`skimfs_control_requests_total{request=%q,error=%q}`, pattern, kind)).Inc()
+}
+
+// writeMetrics writes all packages' metrics in Prometheus' text format.
+func (d *Daemon) writeMetrics(w io.Writer) {
+	d.db.Stats()
+	d.mu.Lock()
+	sets := []*metrics.Set{d.origins.set}
+	for _, m := range d.mounts {
+		sets = append(sets, m.metrics)
+	}
+	metricMounted.Set(float64(len(d.mounts)))
+	d.mu.Unlock()
+	metrics.WritePrometheus(w, true)
+	for _, s := range sets {
+		s.WritePrometheus(w)
+	}
+}

@@ -1,0 +1,486 @@
+package mountd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"github.com/skimfs/skimfs/fusefs"
+	"github.com/skimfs/skimfs/index"
+)
+
+// mountRecord is what the cache's state says of a mount: enough to mount the same again without asking anyone.
+type mountRecord struct {
+	Source     string           `json:"source"`
+	Target     string           `json:"target"`
+	Options    Options          `json:"options"`
+	Repository string           `json:"repository"`
+	Revision   uint64           `json:"revision"`
+	Root       index.CatalogRef `json:"root"`          // of the repository's name tree
+	Image      index.CatalogRef `json:"image"`         // of the image; zero for a mount of the name tree
+	Directory  uint32           `json:"directory"`     // its number in the image or the name tree
+	TTL        time.Duration    `json:"ttl"`           // of the manifest
+	Dev        string           `json:"dev,omitempty"` // major:minor once mounted
+	Offline    bool             `json:"offline,omitempty"`
+}
+
+const mountState = "mount/"
+
+// mount is a mount's life. fuse is nil while it is lost: recorded, and waiting to be mounted again.
+type mount struct {
+	record  mountRecord
+	begun   time.Time
+	origin  *origin
+	tree    *index.Tree
+	fuse    *fusefs.Mounted
+	chunks  *chunks
+	metrics *metrics.Set
+	cancel  context.CancelFunc // ends what the mount does in the background
+	release func()             // lets the daemon end
+	lost    atomic.Pointer[string]
+	gone    chan struct{} // closed when it is unmounted
+}
+
+func (m *mount) status() MountStatus {
+	r := &m.record
+	s := MountStatus{
+		Source: r.Source, Target: r.Target, State: "mounted", Kind: "repository", Repository: r.Repository, Revision: r.Revision,
+		Root: r.Root.Digest.String(), Mounted: m.begun, Offline: r.Offline, HitRatio: 1,
+	}
+	if !r.Image.Digest.IsZero() {
+		s.Kind, s.Image = "image", r.Image.Digest.String()
+	}
+	if why := m.lost.Load(); why != nil {
+		s.State, s.Error = "lost", *why
+	}
+	if m.tree != nil {
+		if info, ok, err := m.tree.Root().Image(); ok && err == nil {
+			s.Manifest, s.Platform = info.Manifest.String(), info.Platform
+		}
+	}
+	if c := m.chunks; c != nil {
+		s.FilesFetched, s.ObjectsFetched, s.BytesFetched = c.files.Load(), c.objects.Load(), c.bytes.Load()
+		s.Hits, s.Misses, s.Errors = c.hits.Load(), c.misses.Load(), c.errors.Load()
+		s.HitRatio = ratio(s.Hits, s.Misses)
+	}
+	return s
+}
+
+// mount answers a MountRequest.
+func (d *Daemon) mount(ctx context.Context, req MountRequest) (*MountReply, error) {
+	begun := time.Now()
+	reply, err := d.mountLocked(ctx, req)
+	if err != nil {
+		metricMountErrors.Inc()
+		d.log.Error("mounting", "source", req.Source, "target", req.Target, "err", err)
+		return nil, err
+	}
+	if !reply.Already {
+		metricMounts.Inc()
+		metricMountTime.UpdateDuration(begun)
+	}
+	return reply, nil
+}
+
+func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply, error) {
+	src, err := ParseSource(req.Source)
+	if err != nil {
+		return nil, err
+	}
+	if err := req.Options.check(); err != nil {
+		return nil, err
+	}
+	if limit := d.db.Limit(); req.Quota > 0 && req.Quota != limit {
+		return nil, problem(Conflict, "the daemon of cache %q runs with a limit of %d bytes, not %d", d.place.cache, limit, req.Quota)
+	}
+	unlock, err := d.targets.lock(ctx, req.Target)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	d.mu.Lock()
+	old := d.mounts[req.Target]
+	d.mu.Unlock()
+	if old != nil && old.fuse != nil {
+		if old.record.Source != src.String() || !old.record.Options.same(req.Options) {
+			what := old.record.Source
+			if what == src.String() {
+				what += " with other options"
+			}
+			return nil, problem(Busy, "target %q is busy: %s is mounted there", req.Target, what)
+		}
+		return &MountReply{old.status(), true}, nil
+	}
+	if err := d.checkPlace(req.Target); err != nil {
+		return nil, err
+	}
+	if old != nil {
+		d.dropLost(old) // and now asked for anew
+	}
+	g, err := d.origins.take(src, req.Options, d.db, d.cfg.Version, d.log)
+	if err != nil {
+		return nil, err
+	}
+	record, err := d.resolve(ctx, g, src, req)
+	if err != nil {
+		d.origins.release(g)
+		return nil, err
+	}
+	m, err := d.attach(ctx, g, record)
+	if err != nil {
+		d.origins.release(g)
+		return nil, err
+	}
+	return &MountReply{m.status(), false}, nil
+}
+
+// checkPlace refuses a target that is taken, lies in one of our own mounts, or would hide what the daemon needs. It touches no mount.
+func (d *Daemon) checkPlace(target string) error {
+	if target == "" || target[0] != '/' {
+		return problem(Usage, "target %q is not an absolute path", target)
+	}
+	for what, path := range map[string]string{"cache": d.place.cache, "control socket": realPath(d.place.run), "state": realPath(d.place.state)} {
+		if covers(target, path) {
+			return problem(Target, "a mount at %q would hide the %s in %q", target, what, path)
+		}
+	}
+	table, err := mountTable()
+	if err != nil {
+		return err
+	}
+	if e, ok := mountedAt(table, target); ok {
+		return problem(Busy, "target %q is busy: %s (%s) is mounted there", target, e.source, e.fstype)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for other := range d.mounts {
+		if other != target && covers(other, target) {
+			return problem(Target, "target %q lies inside the mount at %q", target, other)
+		}
+	}
+	return nil
+}
+
+// resolve finds what to mount, at the repository's current revision.
+func (d *Daemon) resolve(ctx context.Context, g *origin, src Source, req MountRequest) (mountRecord, error) {
+	rev, f, err := d.find(ctx, g, src, req.Options, true)
+	if err != nil {
+		return mountRecord{}, err
+	}
+	_, n, err := f.Node()
+	if err != nil {
+		return mountRecord{}, err
+	}
+	if !n.IsDir() {
+		return mountRecord{}, problem(NotFound, "%s is not a directory: only directories can be mounted", src)
+	}
+	return mountRecord{
+		Source: src.String(), Target: req.Target, Options: req.Options, Repository: rev.name, Revision: rev.Revision, Root: rev.Root,
+		Image: f.Root, Directory: f.Num, TTL: rev.TTL, Offline: rev.offline,
+	}, nil
+}
+
+// find resolves the path of src in the current revision. A path that isn't there is looked for once more past all caches on the way.
+func (d *Daemon) find(ctx context.Context, g *origin, src Source, o Options, follow bool) (*revision, index.File, error) {
+	rev, err := d.accept(ctx, g, src, o, false)
+	if err != nil {
+		return nil, index.File{}, err
+	}
+	f, err := rev.view.Resolve(ctx, src.Path, follow)
+	if errors.Is(err, fs.ErrNotExist) && !rev.offline {
+		newer, acceptErr := d.accept(ctx, g, src, o, true)
+		if acceptErr == nil && newer.Revision != rev.Revision {
+			rev = newer
+			f, err = rev.view.Resolve(ctx, src.Path, follow)
+		}
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, f, &Error{NotFound, fmt.Errorf("no %q in %s, revision %d: %w", src.Path, rev.where(), rev.Revision, fs.ErrNotExist)}
+	case err != nil:
+		return nil, f, fmt.Errorf("finding %q in %s: %w", src.Path, rev.where(), err)
+	}
+	return rev, f, nil
+}
+
+// attach loads what r names and mounts it. The caller holds the target's lock.
+func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord) (_ *mount, err error) {
+	release, ok := d.active.hold()
+	if !ok {
+		return nil, problem(Stopping, "the daemon is about to end")
+	}
+	m := &mount{record: r, begun: time.Now(), origin: g, metrics: metrics.NewSet(), release: release, gone: make(chan struct{})}
+	background, cancel := context.WithCancel(d.ctx)
+	m.cancel = cancel
+	defer func() {
+		if err != nil {
+			cancel()
+			release()
+		}
+	}()
+	ref := r.Image
+	if ref.Digest.IsZero() {
+		ref = r.Root
+	}
+	root, err := g.catalog(ctx, ref)
+	if err != nil {
+		return nil, fmt.Errorf("root catalog of %s: %w", r.Source, err)
+	}
+	if m.tree, err = index.NewTree(root); err != nil {
+		return nil, fmt.Errorf("root catalog of %s: %w", r.Source, err)
+	}
+	if err := reach(ctx, m.tree, r.Directory, g.catalog); err != nil {
+		return nil, fmt.Errorf("catalogs of %s: %w", r.Source, err)
+	}
+	m.chunks = &chunks{origin: g, deadline: r.Options.deadline(), ahead: d.ahead, done: background}
+	core, err := fusefs.New(fusefs.Config{
+		Tree: m.tree, Root: r.Directory, Chunks: m.chunks, Catalogs: g.catalog, Deadline: r.Options.deadline(), Owner: owner(r.Options),
+		TTL: r.TTL, Magic: m.magic, Log: d.log.With("mount", r.Target), Metrics: m.metrics, Labels: "mount=" + strconv.Quote(r.Target),
+	})
+	if err != nil {
+		return nil, err
+	}
+	// Recorded first: should this process be killed now, its successor finds what is mounted.
+	if err := d.save(m); err != nil {
+		core.Close()
+		return nil, err
+	}
+	m.fuse, err = fusefs.Mount(core, r.Target, fusefs.Options{Source: r.Source, AllowOther: r.Options.AllowOther || os.Geteuid() == 0})
+	if err != nil {
+		core.Close()
+		d.forget(m)
+		return nil, mountError(r.Target, err)
+	}
+	if table, err := mountTable(); err == nil {
+		if e, ok := mountedAt(table, r.Target); ok {
+			m.record.Dev = e.dev
+		}
+	}
+	if err := d.save(m); err != nil {
+		d.log.Warn("recording a mount", "target", r.Target, "err", err)
+	}
+	d.mu.Lock()
+	d.mounts[r.Target] = m
+	d.mu.Unlock()
+	d.log.Info("mounted", "source", r.Source, "target", r.Target, "repository", r.Repository, "revision", r.Revision, "catalog", ref.Digest)
+	d.wg.Go(func() { d.prepare(background, m, core) })
+	d.wg.Go(func() { d.watch(m, core) })
+	return m, nil
+}
+
+// prepare loads the nested catalogs of an image in the background.
+func (d *Daemon) prepare(ctx context.Context, m *mount, core *fusefs.Core) {
+	if core.Repository() {
+		return
+	}
+	if err := core.Prepare(ctx); err != nil && ctx.Err() == nil {
+		d.log.Warn("loading nested catalogs: each is tried again when it is needed", "source", m.record.Source, "err", err)
+	}
+}
+
+// watch waits for the end of a mount, whoever ended it.
+func (d *Daemon) watch(m *mount, core *fusefs.Core) {
+	select {
+	case <-m.fuse.Done():
+	case <-d.ctx.Done():
+		// takeDown waits a little for Done.
+		return
+	}
+	core.Close()
+	d.drop(m)
+	d.mu.Lock()
+	delete(d.leaving, m)
+	d.mu.Unlock()
+	d.origins.release(m.origin)
+	m.release()
+	d.log.Info("unmounted", "source", m.record.Source, "target", m.record.Target)
+}
+
+// drop takes m off the list of mounts and out of the records.
+func (d *Daemon) drop(m *mount) {
+	d.mu.Lock()
+	mine := d.mounts[m.record.Target] == m
+	if mine {
+		delete(d.mounts, m.record.Target)
+	}
+	d.mu.Unlock()
+	if mine {
+		d.forget(m)
+		close(m.gone)
+		m.cancel()
+	}
+}
+
+// dropLost drops a mount that waits to be mounted again.
+func (d *Daemon) dropLost(m *mount) {
+	d.drop(m)
+	m.release()
+}
+
+func (d *Daemon) save(m *mount) error {
+	b, err := json.Marshal(m.record)
+	if err != nil {
+		return err
+	}
+	return d.db.SetState(mountState+m.record.Target, b)
+}
+
+func (d *Daemon) forget(m *mount) {
+	if err := d.db.DeleteState(mountState + m.record.Target); err != nil {
+		d.log.Error("forgetting a mount", "target", m.record.Target, "err", err)
+	}
+}
+
+// reach loads the catalogs on the way to a directory.
+func reach(ctx context.Context, t *index.Tree, number uint32, load index.CatalogLoader) error {
+	for {
+		_, err := t.At(number)
+		var missing *index.Missing
+		if !errors.As(err, &missing) {
+			if err != nil && t.Root().IsNameTree() {
+				return reachName(ctx, t, number, load)
+			}
+			return err
+		}
+		c, err := load(ctx, missing.Ref)
+		if err != nil {
+			return err
+		}
+		if err := missing.Attach(c); err != nil {
+			return err
+		}
+	}
+}
+
+// reachName loads catalogs of a name tree, which say nothing of the numbers below them, until the number is among theirs.
+func reachName(ctx context.Context, t *index.Tree, number uint32, load index.CatalogLoader) error {
+	for {
+		parts, err := t.Parts()
+		if err != nil {
+			return err
+		}
+		if len(parts) == 0 {
+			_, err := t.At(number)
+			return err
+		}
+		for _, missing := range parts {
+			c, err := load(ctx, missing.Ref)
+			if err != nil {
+				return err
+			}
+			if err := missing.Attach(c); err != nil {
+				return err
+			}
+			if _, err := t.At(number); err == nil {
+				return nil
+			}
+		}
+	}
+}
+
+// owner returns who is shown to own everything: root sees the image's owners, a user himself, unless the options say otherwise.
+func owner(o Options) *fusefs.Owner {
+	uid, gid := uint32(os.Geteuid()), uint32(os.Getegid())
+	if uid == 0 && o.UID == nil && o.GID == nil {
+		return nil
+	}
+	if o.UID != nil {
+		uid = *o.UID
+	}
+	if o.GID != nil {
+		gid = *o.GID
+	}
+	return &fusefs.Owner{UID: uid, GID: gid}
+}
+
+// mountError gives the error of a mount its kind.
+func mountError(target string, err error) error {
+	if _, statErr := os.Stat("/dev/fuse"); statErr != nil {
+		return &Error{NoFuse, fmt.Errorf("mounting on %s: /dev/fuse: %w", target, errors.Unwrap(statErr))}
+	}
+	if strings.Contains(err.Error(), "/dev/fuse") {
+		return &Error{NoFuse, err}
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		switch errno {
+		case syscall.ENOENT, syscall.ENOTDIR:
+			return &Error{Target, err}
+		case syscall.EBUSY:
+			return &Error{Busy, err}
+		case syscall.ENODEV, syscall.ENXIO:
+			return &Error{NoFuse, err}
+		}
+	}
+	return err
+}
+
+// magic answers extended attributes of the mounted directory that tell of the mount.
+func (m *mount) magic(name string) ([]byte, bool) {
+	r := &m.record
+	switch name {
+	case "user.skimfs.repository":
+		return []byte(r.Repository), true
+	case "user.skimfs.revision":
+		return strconv.AppendUint(nil, r.Revision, 10), true
+	case "user.skimfs.root":
+		return []byte(r.Root.Digest.String()), true
+	case "user.skimfs.image":
+		return []byte(r.Image.Digest.String()), !r.Image.Digest.IsZero()
+	case "user.skimfs.pid":
+		return strconv.AppendInt(nil, int64(os.Getpid()), 10), true
+	}
+	return nil, false
+}
+
+// unmount removes the mount at target. With lazy it disappears at once and ends when its last user leaves.
+func (d *Daemon) unmount(ctx context.Context, target string, lazy bool) error {
+	unlock, err := d.targets.lock(ctx, target)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	d.mu.Lock()
+	m := d.mounts[target]
+	d.mu.Unlock()
+	if m == nil {
+		return problem(NotMounted, "nothing of this daemon is mounted at %q", target)
+	}
+	if m.fuse == nil {
+		d.dropLost(m)
+		return nil
+	}
+	if err := fusefs.Unmount(target, lazy); err != nil {
+		if errors.Is(err, syscall.EBUSY) || !lazy && os.Geteuid() != 0 {
+			return problem(Busy, "target %q is busy: processes use the mount of %s there: %w", target, m.record.Source, err)
+		}
+		return err
+	}
+	if lazy {
+		d.mu.Lock()
+		d.leaving[m] = true
+		d.mu.Unlock()
+		d.drop(m)
+		return nil
+	}
+	select {
+	case <-m.gone:
+	case <-time.After(time.Second):
+		// It lives on in another mount namespace; here it is gone.
+		d.mu.Lock()
+		d.leaving[m] = true
+		d.mu.Unlock()
+		d.drop(m)
+	}
+	return nil
+}

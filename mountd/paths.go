@@ -1,0 +1,182 @@
+package mountd
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Home says where the files of a user's, or of the system's, daemons are.
+type Home struct {
+	Keys     []string // directories with NAME.pub, the first that has one wins
+	Cache    string   // the default cache directory
+	Run      string   // sockets, and what is known of running daemons; 0700
+	State    string   // logs
+	OnDemand bool     // a command that needs a daemon may start it
+}
+
+// jobVariables name the batch job that a process belongs to: Slurm, PBS, LSF, Flux, Cobalt, Grid Engine.
+var jobVariables = []string{"SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "COBALT_JOBID", "JOB_ID"}
+
+// FindHome returns the home for a user id and environment. With SKIMFS_HOME all is below that directory. The system's is root's.
+// A user has one for each batch job, in $TMPDIR or else /var/tmp, which should be local to the node.
+func FindHome(uid int, getenv func(string) string) (Home, error) {
+	if dir := getenv("SKIMFS_HOME"); dir != "" {
+		if !filepath.IsAbs(dir) {
+			return Home{}, fmt.Errorf("SKIMFS_HOME is %q, want an absolute path", dir)
+		}
+		dir = filepath.Clean(dir)
+		return Home{
+			Keys: []string{filepath.Join(dir, "etc", "keys")}, Cache: filepath.Join(dir, "cache"), Run: filepath.Join(dir, "run"),
+			State: filepath.Join(dir, "state"), OnDemand: true,
+		}, nil
+	}
+	if uid == 0 {
+		return Home{Keys: []string{"/etc/skimfs/keys"}, Cache: "/var/cache/skimfs", Run: "/run/skimfs", State: "/var/lib/skimfs"}, nil
+	}
+	tmp := getenv("TMPDIR")
+	if !filepath.IsAbs(tmp) {
+		tmp = "/var/tmp"
+	}
+	base := filepath.Join(tmp, "skimfs-"+strconv.Itoa(uid))
+	if job := batchJob(getenv); job != "" {
+		base += "-job-" + job
+	}
+	h := Home{Cache: filepath.Join(base, "cache"), Run: filepath.Join(base, "run"), State: filepath.Join(base, "state"), OnDemand: true}
+	config := getenv("XDG_CONFIG_HOME")
+	if home := getenv("HOME"); !filepath.IsAbs(config) && home != "" {
+		config = filepath.Join(home, ".config")
+	}
+	if filepath.IsAbs(config) {
+		h.Keys = append(h.Keys, filepath.Join(config, "skimfs", "keys"))
+	}
+	h.Keys = append(h.Keys, "/etc/skimfs/keys")
+	return h, nil
+}
+
+// batchJob returns the batch job's identifier in a form that a file name can have, or "".
+func batchJob(getenv func(string) string) string {
+	for _, name := range jobVariables {
+		job := strings.Map(func(r rune) rune {
+			if r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r == '-' || r == '_' {
+				return r
+			}
+			return '_'
+		}, getenv(name))
+		if job != "" && len(job) <= 64 {
+			return job
+		}
+	}
+	return ""
+}
+
+// networkTypes are filesystems (statfs f_type) on which a cache would be slow, unsafe to lock, or shared with other nodes.
+var networkTypes = map[int64]string{
+	0x6969: "NFS", 0x517b: "SMB", 0xfe534d42: "SMB", 0xff534d42: "CIFS", 0x0bd00bd0: "Lustre", 0x47504653: "GPFS", 0x19830326: "BeeGFS",
+	0x00c36400: "Ceph", 0xaad7aaea: "PanFS", 0x5346414f: "AFS", 0x6b414653: "AFS", 0x01021997: "9P", 0x73757245: "Coda",
+	0x7461636f: "OCFS2", 0x01161970: "GFS2", 0x20030528: "PVFS2",
+}
+
+// cacheDir makes dir, and returns its path without symlinks. It refuses a network filesystem.
+func cacheDir(dir string) (string, error) {
+	if err := privateParents(dir); err != nil {
+		return "", err
+	}
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return "", fmt.Errorf("cache directory: %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(real, &st); err != nil {
+		return "", fmt.Errorf("cache directory %q: %w", dir, err)
+	}
+	if name, ok := networkTypes[int64(uint32(st.Type))]; ok {
+		return "", fmt.Errorf("cache directory %q is on a network filesystem (%s), want a disk of this node: %w", dir, name, errNetworkFS)
+	}
+	return real, nil
+}
+
+var errNetworkFS = errors.New("not local")
+
+// privateParents makes dir with mode 0700; parents that are missing get it too.
+func privateParents(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("cache directory: %w", err)
+	}
+	return nil
+}
+
+// realPath is filepath.EvalSymlinks for a path whose last parts need not exist yet.
+func realPath(path string) string {
+	path = filepath.Clean(path)
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	if dir := filepath.Dir(path); dir != path {
+		return filepath.Join(realPath(dir), filepath.Base(path))
+	}
+	return path
+}
+
+// checkRun makes the directory of sockets, or checks that it belongs to this user alone: whoever may write there could play the daemon.
+func checkRun(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("socket directory: %w", err)
+	}
+	return checkOwned(dir)
+}
+
+func checkOwned(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return fmt.Errorf("socket directory %q: %w", dir, err)
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return fmt.Errorf("socket directory %q is not a directory: %w", dir, fs.ErrPermission)
+	case int(st.Uid) != os.Geteuid():
+		return fmt.Errorf("socket directory %q belongs to user %d, not to %d: %w", dir, st.Uid, os.Geteuid(), fs.ErrPermission)
+	case st.Mode&0o077 != 0:
+		return fmt.Errorf("socket directory %q has mode %#o, want 0700: %w", dir, st.Mode&0o777, fs.ErrPermission)
+	}
+	return nil
+}
+
+// daemonName names the daemon of a cache directory, for its socket, record and log.
+func daemonName(cache string) string {
+	sum := sha256.Sum256([]byte(realPath(cache)))
+	return "mountd-" + hex.EncodeToString(sum[:6])
+}
+
+// place is where the daemon of one cache directory is met.
+type place struct {
+	cache, run, state, name string
+}
+
+func newPlace(h Home, cache string) place {
+	if cache == "" {
+		cache = h.Cache
+	}
+	return place{cache: realPath(cache), run: h.Run, state: h.State, name: daemonName(cache)}
+}
+
+func (p place) socket() string   { return filepath.Join(p.run, p.name+".sock") }
+func (p place) record() string   { return filepath.Join(p.run, p.name+".json") }
+func (p place) starting() string { return filepath.Join(p.run, p.name+".lock") }
+func (p place) log() string      { return filepath.Join(p.state, p.name+".log") }
+
+// helper is the daemon's private directory for its mount helper.
+func (p place) helper() string { return filepath.Join(p.run, p.name+".bin") }
+
+// covers reports whether a mount at target would hide path.
+func covers(target, path string) bool {
+	return path == target || target == "/" || strings.HasPrefix(path, target+"/")
+}

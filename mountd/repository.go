@@ -1,0 +1,142 @@
+package mountd
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"github.com/skimfs/skimfs/cachedb"
+	"github.com/skimfs/skimfs/fetch"
+	"github.com/skimfs/skimfs/index"
+)
+
+// origin is a set of servers reached in one way. All mounts that reach them in this way share its client.
+type origin struct {
+	key     string
+	servers []string
+	client  *fetch.Client
+	db      *cachedb.DB
+	log     *slog.Logger
+
+	mu   sync.Mutex // guards view and root
+	view *index.View
+	root index.CatalogRef // that view shows
+	refs int              // guarded by origins.mu
+}
+
+// origins are the origins in use, and a few that were.
+type origins struct {
+	mu   sync.Mutex // guards what follows
+	m    map[string]*origin
+	idle []*origin   // without users, the longest idle first
+	past fetch.Stats // of those closed
+	set  *metrics.Set
+}
+
+// idleOrigins is how many origins without users keep their connections.
+const idleOrigins = 8
+
+func newOrigins() *origins { return &origins{m: map[string]*origin{}, set: metrics.NewSet()} }
+
+// take returns the origin of src under o. The caller gives it back with release.
+func (all *origins) take(src Source, o Options, db *cachedb.DB, version string, log *slog.Logger) (*origin, error) {
+	servers := o.servers(src)
+	key := fmt.Sprintf("%q %q %v %v", servers, o.Proxy, o.Timeout, o.Direct)
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if g := all.m[key]; g != nil {
+		if g.refs++; g.refs == 1 {
+			all.wake(g)
+		}
+		return g, nil
+	}
+	client, err := fetch.New(fetch.Config{
+		Servers: servers, Proxies: o.Proxy, Timeout: o.Timeout, TimeoutDirect: o.Direct, UserAgent: "skimfs/" + version, Log: log,
+		Metrics: all.set,
+	})
+	if err != nil {
+		return nil, &Error{Usage, err}
+	}
+	g := &origin{key: key, servers: servers, client: client, db: db, log: log, refs: 1}
+	all.m[key] = g
+	return g, nil
+}
+
+func (all *origins) wake(g *origin) {
+	for i, x := range all.idle {
+		if x == g {
+			all.idle = append(all.idle[:i], all.idle[i+1:]...)
+			return
+		}
+	}
+}
+
+func (all *origins) release(g *origin) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if g.refs--; g.refs > 0 {
+		return
+	}
+	all.idle = append(all.idle, g)
+	for len(all.idle) > idleOrigins {
+		old := all.idle[0]
+		all.idle = all.idle[1:]
+		delete(all.m, old.key)
+		old.client.Close()
+		addStats(&all.past, old.client.Stats())
+	}
+}
+
+func (all *origins) close() {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	for _, g := range all.m {
+		g.client.Close()
+	}
+}
+
+// totals returns what all clients did together, and each one that is open.
+func (all *origins) totals() (sum fetch.Stats, each []OriginStatus) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	addStats(&sum, all.past)
+	each = []OriginStatus{}
+	for _, g := range all.m {
+		st := g.client.Stats()
+		addStats(&sum, st)
+		each = append(each, OriginStatus{Servers: g.servers, Server: st.Server, Proxy: st.Proxy, InUse: g.refs > 0, Fetch: fetchStatus(st)})
+	}
+	return sum, each
+}
+
+func addStats(sum *fetch.Stats, s fetch.Stats) {
+	sum.Requests += s.Requests
+	sum.Bytes += s.Bytes
+	sum.Retries += s.Retries
+	sum.Refreshes += s.Refreshes
+	sum.Failovers += s.Failovers
+	for k, n := range s.Errors {
+		if sum.Errors == nil {
+			sum.Errors = map[string]int64{}
+		}
+		sum.Errors[k] += n
+	}
+}
+
+// repository is an origin with a name and the key to trust it by.
+type repository struct {
+	*origin
+	name string
+	key  masterKey
+}
+
+// state returns the key of a state record about what was accepted under this name and master key.
+func (r *repository) state(what string) string {
+	return "accepted/" + r.name + "/" + index.KeyID(r.key.text) + "/" + what
+}
+
+// where names the repository and its servers, for errors.
+func (r *repository) where() string { return r.name + " at " + strings.Join(r.servers, ", ") }

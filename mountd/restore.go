@@ -1,0 +1,164 @@
+package mountd
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"github.com/skimfs/skimfs/fusefs"
+)
+
+const (
+	restoreTime  = 15 * time.Second // for each mount before the daemon is ready without it
+	restoreFirst = time.Second      // pause before a lost mount is tried again, doubled each time
+	restoreLast  = time.Minute
+	drainTime    = 2 * time.Second // for readers of mounts that are taken down
+)
+
+// restore cleans up after a daemon that died and mounts again what it had mounted: the same digests at the same places.
+func (d *Daemon) restore() {
+	var all sync.WaitGroup
+	for key, b := range d.db.States(mountState) {
+		var r mountRecord
+		if err := json.Unmarshal(b, &r); err != nil || mountState+r.Target != key {
+			d.log.Error("record of a mount is damaged", "key", key, "err", err)
+			continue
+		}
+		all.Go(func() { d.restoreOne(r) })
+	}
+	all.Wait()
+}
+
+func (d *Daemon) restoreOne(r mountRecord) {
+	if err := d.clean(r); err != nil {
+		d.log.Error("cleaning up a dead mount", "target", r.Target, "err", err)
+	}
+	ctx, cancel := context.WithTimeout(d.ctx, restoreTime)
+	defer cancel()
+	err := d.again(ctx, r)
+	if err == nil {
+		return
+	}
+	d.log.Error("mounting again", "source", r.Source, "target", r.Target, "err", err)
+	release, ok := d.active.hold()
+	if !ok {
+		return
+	}
+	why := err.Error()
+	waiting, stop := context.WithCancel(d.ctx)
+	lost := &mount{record: r, begun: time.Now(), metrics: metrics.NewSet(), release: release, gone: make(chan struct{}), cancel: stop}
+	lost.lost.Store(&why)
+	d.mu.Lock()
+	d.mounts[r.Target] = lost
+	d.mu.Unlock()
+	d.wg.Go(func() { d.retry(waiting, lost) })
+}
+
+// clean removes the dead mount that r tells of, if it is still there.
+func (d *Daemon) clean(r mountRecord) error {
+	table, err := mountTable()
+	if err != nil {
+		return err
+	}
+	e, ok := mountedAt(table, r.Target)
+	if !ok || e.fstype != "fuse.skimfs" || r.Dev != "" && e.dev != r.Dev {
+		return nil
+	}
+	d.log.Info("removing a dead mount", "target", r.Target, "dev", e.dev)
+	return fusefs.Unmount(r.Target, true)
+}
+
+// again mounts what r tells of.
+func (d *Daemon) again(ctx context.Context, r mountRecord) error {
+	src, err := ParseSource(r.Source)
+	if err != nil {
+		return err
+	}
+	unlock, err := d.targets.lock(ctx, r.Target)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err := d.checkPlace(r.Target); err != nil {
+		return err
+	}
+	g, err := d.origins.take(src, r.Options, d.db, d.cfg.Version, d.log)
+	if err != nil {
+		return err
+	}
+	r.Dev = ""
+	if _, err := d.attach(ctx, g, r); err != nil {
+		d.origins.release(g)
+		return err
+	}
+	return nil
+}
+
+// retry tries to mount a lost mount again until that succeeds or somebody unmounts it.
+func (d *Daemon) retry(ctx context.Context, lost *mount) {
+	for pause := restoreFirst; ; pause = min(2*pause, restoreLast) {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+		limited, cancel := context.WithTimeout(ctx, restoreTime)
+		err := d.again(limited, lost.record)
+		cancel()
+		if err == nil {
+			close(lost.gone)
+			lost.release()
+			return
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		why := err.Error()
+		lost.lost.Store(&why)
+	}
+}
+
+// takeDown unmounts everything at the daemon's end: lazily, so that nothing hangs on who still reads, and never by force. A system
+// daemon's mounts stay recorded, its successor mounts them again; those of one started on demand end with it.
+func (d *Daemon) takeDown() {
+	d.mu.Lock()
+	var all []*mount
+	for _, m := range d.mounts {
+		all = append(all, m)
+	}
+	for m := range d.leaving {
+		all = append(all, m)
+	}
+	d.mu.Unlock()
+	end := time.After(drainTime)
+	for _, m := range all {
+		d.mu.Lock()
+		listed := d.mounts[m.record.Target] == m
+		d.mu.Unlock()
+		if listed && m.fuse != nil {
+			if err := fusefs.Unmount(m.record.Target, true); err != nil {
+				d.log.Error("unmounting at the end", "target", m.record.Target, "err", err)
+			}
+		}
+		if listed && d.cfg.Idle > 0 {
+			d.forget(m)
+		}
+	}
+	for _, m := range all {
+		if m.fuse == nil {
+			continue
+		}
+		select {
+		case <-m.fuse.Done():
+		case <-end:
+			d.log.Warn("processes still use mounts that end with the daemon", "target", m.record.Target)
+			return
+		}
+	}
+}

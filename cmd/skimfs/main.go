@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -110,6 +111,7 @@ Images are published once into a repository of static files; nodes mount them ov
 // commands lists all commands; each is built in the file of its name.
 func commands() []*cobra.Command {
 	return []*cobra.Command{
+		repoCommand(), publishCommand(), serveCommand(),
 		mountCommand(), umountCommand(), statusCommand(), lsCommand(), catCommand(), statCommand(), cacheCommand(), mountdCommand(),
 		versionCommand(),
 	}
@@ -135,8 +137,11 @@ func usage(cmd *cobra.Command, err error) error {
 	return &statusError{status: usageStatus(cmd), err: err}
 }
 
-// exitStatusHelp is the last paragraph of each command's help.
+// exitStatusHelp is the last paragraph of the help of each command that doesn't tell its exit status itself.
 func exitStatusHelp(cmd *cobra.Command) string {
+	if strings.Contains(cmd.Long, "Exit status:") {
+		return ""
+	}
 	if cmd.Annotations[mountForm] != "" {
 		return "\nExit status (as of mount(8)):\n  0 done, 1 wrong call or not permitted, 2 system error, 4 internal error, 8 interrupted, 32 failed\n"
 	}

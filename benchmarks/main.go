@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/skimfs/skimfs/internal/testkit"
+)
+
+// options are what the command line says.
+type options struct {
+	rounds    int
+	image     string
+	many, big bool
+	only      *regexp.Regexp
+	link      link
+	json, svg string
+	profile   string
+}
+
+func init() {
+	// Children die with the thread that started them; the main thread lives as long as the program.
+	runtime.LockOSThread()
+}
+
+func main() {
+	if len(os.Args) > 1 {
+		if child, ok := children[os.Args[1]]; ok {
+			if err := child(os.Args[2:]); err != nil {
+				fmt.Fprintf(os.Stderr, "%s: %v\n", os.Args[1], err)
+				os.Exit(1)
+			}
+			return
+		}
+	}
+	os.Exit(benchmark(parseOptions()))
+}
+
+func parseOptions() options {
+	var o options
+	flag.IntVar(&o.rounds, "rounds", 3, "how often everything is measured")
+	flag.StringVar(&o.image, "image", "", "measure the image tagged latest in the OCI layout `DIR` instead of the demo's")
+	flag.BoolVar(&o.many, "many", false, "measure an image of 100,000 files of 8 KiB as well")
+	flag.BoolVar(&o.big, "big", false, "measure an image with a file of 1 GiB as well")
+	only := flag.String("only", "", "measure only what matches `REGEXP`, as image/row/state/contestant: demo/find/cold/skimfs")
+	flag.DurationVar(&o.link.rtt, "rtt", 0, "measure the cold rows again over a link with this round-trip time")
+	flag.Float64Var(&o.link.mbit, "mbit", 0, "and with this many 10^6 bits per second, 0 for no limit")
+	flag.StringVar(&o.json, "json", "", "write all samples to `FILE`")
+	flag.StringVar(&o.svg, "svg", "", "draw the medians into `FILE`")
+	work := flag.String("work", "", "keep images and caches below `DIR` while measuring, default the directory for temporary files")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		usageError("unexpected argument %q", flag.Arg(0))
+	}
+	var err error
+	if o.only, err = regexp.Compile(*only); err != nil {
+		usageError("-only: %v", err)
+	}
+	if *work != "" {
+		os.Setenv("TMPDIR", *work) // the test kit's servers keep theirs there, too
+	}
+	if os.Getuid() != 0 {
+		fmt.Fprintln(os.Stderr, "benchmarks: mounting an ext4 and dropping a file's pages needs root\nhint: sudo go run ./benchmarks")
+		os.Exit(1)
+	}
+	return o
+}
+
+func usageError(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "benchmarks: "+format+"\nhint: see -help\n", args...)
+	os.Exit(2)
+}
+
+// benchmark measures, reports whatever has been measured, and returns the exit status.
+func benchmark(o options) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	results := newResults(o)
+	err := inScope(ctx, func(s *scope) { measureAll(s, o, results) })
+	results.end()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "benchmarks: %v\n", err)
+	}
+	if len(results.Samples) > 0 {
+		results.markdown(os.Stdout)
+		err = errors.Join(err, results.save(o))
+	}
+	switch {
+	case ctx.Err() != nil:
+		return 130
+	case err != nil:
+		return 1
+	}
+	return 0
+}
+
+func measureAll(s *scope, o options, results *results) {
+	s.within(func(s *scope) {
+		layout, name := o.image, "image"
+		if layout == "" {
+			layout, name = testkit.DemoImage(s), "demo"
+		}
+		i := newImage(s, name, layout)
+		i.works = demoWorks(i)
+		measureImage(s, o, i, results)
+	})
+	if o.many {
+		s.within(func(s *scope) {
+			progress("many: making the image")
+			i := newImage(s, "many", writeLayout(s, manyLayers()))
+			i.works = manyWorks
+			measureImage(s, o, i, results)
+		})
+	}
+	if o.big {
+		s.within(func(s *scope) {
+			progress("big: making the image")
+			i := newImage(s, "big", writeLayout(s, bigLayers()))
+			i.works = bigWorks
+			measureImage(s, o, i, results)
+		})
+	}
+}
+
+// measureImage measures all rows of an image, and then again what the slow link is for.
+func measureImage(s *scope, o options, i *image, results *results) {
+	results.describe(i)
+	repository := publishImage(s, o, i, results)
+	m := &measurement{o, i, link{}, results}
+	s.within(func(s *scope) { m.rounds(s, i.works, repository) })
+	if o.link != (link{}) {
+		m.link = o.link
+		s.within(func(s *scope) { m.rounds(s, distantWorks(i), repository) })
+	}
+}
+
+// measurement is what stays the same while an image is measured over a link.
+type measurement struct {
+	options options
+	image   *image
+	link    link
+	results *results
+}
+
+func (m *measurement) rounds(s *scope, works []work, repository *repository) {
+	contestants := m.contestants(s, works, repository)
+	for round := range m.options.rounds {
+		for w, work := range works {
+			progress("%s %s: round %d of %d: %s", m.image.name, m.link, round+1, m.options.rounds, work.name)
+			for c := range contestants {
+				// Each takes each place in the order.
+				contestant := contestants[(c+w+round)%len(contestants)]
+				for _, st := range contestant.states() {
+					if m.wanted(work, st, contestant.name()) && !(work.coldOnce && round > 0 && st != cached) {
+						m.measure(s, round, work, st, contestant)
+					}
+				}
+			}
+		}
+	}
+}
+
+// contestants makes those that have something to do.
+func (m *measurement) contestants(s *scope, works []work, repository *repository) []contestant {
+	distant := m.link != (link{})
+	var all []contestant
+	add := func(name string, states []state, make func() contestant) {
+		for _, w := range works {
+			for _, st := range states {
+				if m.wanted(w, st, name) {
+					progress("%s %s: preparing %s", m.image.name, m.link, name)
+					all = append(all, make())
+					return
+				}
+			}
+		}
+	}
+	if repository != nil {
+		add("skimfs", everyState, func() contestant { return newSkimfs(s, m.image, repository, m.link) })
+	}
+	if !distant {
+		add("limit", []state{cached}, func() contestant { return newLimit(s, m.image.root) })
+		add("native", []state{cold, cached}, func() contestant { return newNative(s, m.image.root) })
+		add("squashfuse", []state{cold, cached}, func() contestant { return newSquashfuse(s, m.image.root) })
+	}
+	add("full pull", []state{cold}, func() contestant { return newPull(s, m.image.layout, m.link) })
+	return all
+}
+
+func (m *measurement) wanted(w work, st state, contestant string) bool {
+	if contestant == "full pull" && !w.start && w.name != "sequential" {
+		return false // after a pull it is a native directory
+	}
+	return slices.Contains(w.states, st) && m.options.only.MatchString(strings.Join([]string{m.image.name, w.name, string(st), contestant}, "/"))
+}
+
+// measure has a contestant do a work once in a state, and once more if that makes the caches hot.
+func (m *measurement) measure(s *scope, round int, w work, st state, c contestant) {
+	s.within(func(s *scope) {
+		c.enter(s, st)
+		sample := sample{Image: m.image.name, Link: m.link.String(), Contestant: c.name(), State: st, Round: round, Load: loadNow()}
+		before := c.usage(s)
+		start := time.Now()
+		root := c.mount(s)
+		mount := time.Since(start).Seconds()
+		mounted := c.usage(s)
+		m.results.add(sample, "mount", mount, mounted.since(before))
+
+		seconds := w.run(s, m.image, root)
+		done := c.usage(s)
+		m.results.add(sample, w.name, seconds, done.since(mounted))
+		if w.start {
+			m.results.add(sample, "mount + "+w.name, mount+seconds, done.since(before))
+		}
+		if r, ok := c.(rememberer); ok && w.memory {
+			m.results.remember(sample, w.name, r.memory(s))
+		}
+		if sample.State = hot; st == cached && m.wanted(w, hot, c.name()) {
+			seconds := w.run(s, m.image, root)
+			m.results.add(sample, w.name, seconds, c.usage(s).since(done))
+		}
+	})
+	s.check(nil)
+}
+
+// progress tells a waiting user what goes on.
+func progress(format string, args ...any) {
+	text := strings.ReplaceAll(fmt.Sprintf(format, args...), " :", ":")
+	fmt.Fprintf(os.Stderr, "%s %s\n", time.Now().Format(time.TimeOnly), text)
+}

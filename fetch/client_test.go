@@ -135,7 +135,7 @@ func TestRedirectIsNotFollowed(t *testing.T) {
 
 func TestBoundedTime(t *testing.T) {
 	obj := newObject(t, 5000)
-	limit := 200 * time.Millisecond
+	limit := 500 * time.Millisecond
 	for _, tt := range []struct {
 		name     string
 		answer   answer
@@ -143,10 +143,10 @@ func TestBoundedTime(t *testing.T) {
 		want     error // nil: temporary
 		requests int
 	}{
-		{"silent server ends at the caller's deadline", silent, 100 * time.Millisecond, context.DeadlineExceeded, 1},
+		{"silent server ends at the caller's deadline", silent, 300 * time.Millisecond, context.DeadlineExceeded, 1},
 		{"W10 silent server ends by itself", silent, time.Minute, nil, 2},
 		{"W10 trickle ends by itself", trickle, time.Minute, nil, 2},
-		{"trickle ends at the caller's deadline", trickle, 100 * time.Millisecond, context.DeadlineExceeded, 1},
+		{"trickle ends at the caller's deadline", trickle, 300 * time.Millisecond, context.DeadlineExceeded, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

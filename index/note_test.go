@@ -302,3 +302,9 @@ func TestKeyTexts(t *testing.T) {
 		t.Errorf("KeyID = %q", id)
 	}
 }
+
+// trySign signs any text, if a note can hold it.
+func trySign(text string, key keyPair) ([]byte, bool) {
+	b, err := note.Sign(&note.Note{Text: text}, key.signer)
+	return b, err == nil
+}

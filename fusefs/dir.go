@@ -9,6 +9,9 @@ import (
 // Lookup finds a name in a directory. A name that isn't there is no error: out.Node is 0 and out.EntryValid says how
 // long that holds. Each node found counts as one reference until Forget.
 func (c *Core) Lookup(dir NodeID, name []byte, out *Entry) error {
+	if len(name) > maxName {
+		return errLongName
+	}
 	at, err := c.at(dir, true)
 	if err != nil {
 		return err

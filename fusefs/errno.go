@@ -22,6 +22,7 @@ var (
 	errRange    = errors.New("the buffer is too small")
 	errReadOnly = errors.New("read-only filesystem")
 	errNoSys    = errors.New("not served, do not ask again")
+	errLongName = errors.New("the name has more than 255 bytes")
 	errNoIoctl  = errors.New("no such ioctl")
 	errKilled   = errors.New("the requester is being killed")
 	errDeadline = errors.New("no answer within the deadline")
@@ -42,6 +43,7 @@ var errnoOf = []struct {
 	{errNotDir, syscall.ENOTDIR},
 	{errIsDir, syscall.EISDIR},
 	{errInvalid, syscall.EINVAL},
+	{errLongName, syscall.ENAMETOOLONG},
 	{errNoIoctl, syscall.ENOTTY},
 	{fs.ErrPermission, syscall.EACCES},
 }
@@ -49,7 +51,7 @@ var errnoOf = []struct {
 var errnoNames = map[syscall.Errno]string{
 	syscall.ENODATA: "ENODATA", syscall.ENOSYS: "ENOSYS", syscall.ENOENT: "ENOENT", syscall.ERANGE: "ERANGE", syscall.EROFS: "EROFS",
 	syscall.EINTR: "EINTR", syscall.ESTALE: "ESTALE", syscall.ENOTDIR: "ENOTDIR", syscall.EISDIR: "EISDIR", syscall.EINVAL: "EINVAL",
-	syscall.ENOTTY: "ENOTTY", syscall.EACCES: "EACCES", syscall.EIO: "EIO",
+	syscall.ENOTTY: "ENOTTY", syscall.EACCES: "EACCES", syscall.ENAMETOOLONG: "ENAMETOOLONG", syscall.EIO: "EIO",
 }
 
 const (

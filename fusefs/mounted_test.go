@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,7 +31,14 @@ func mount(t testing.TB, c *fusefs.Core) string {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Fatal("these tests need FUSE: ", err)
 	}
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("", "fusefs-mount-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil { // other users come too
+		t.Fatal(err)
+	}
 	m, err := fusefs.Mount(c, dir, fusefs.Options{AllowOther: true, Source: "test"})
 	if err != nil {
 		t.Fatal(err)
@@ -111,5 +117,3 @@ func background(t testing.TB, script, dir string, args ...string) (cmd *exec.Cmd
 	})
 	return cmd, out, ended
 }
-
-func toDir(path string) string { return filepath.Clean(path) }

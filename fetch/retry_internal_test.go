@@ -212,7 +212,7 @@ func TestW08Reset(t *testing.T) {
 func TestRequestEnds(t *testing.T) {
 	const proxies, servers, retries = 3, 3, 1
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for range 2000 {
+	for range 300 {
 		c, err := New(Config{Servers: []string{"http://a", "http://b", "http://c"}, Proxies: "a:1|b:1;DIRECT", MaxRetries: retries, BackoffInit: 1, BackoffMax: 1})
 		if err != nil {
 			t.Fatal(err)

@@ -22,6 +22,9 @@ func (g *origin) object(ctx context.Context, d index.Digest, size int64, class c
 			ran.Store(true)
 			plain, err := g.client.Object(ctx, d, size)
 			if err == nil {
+				if class == cachedb.ClassFile {
+					g.files.Add(1)
+				}
 				fetched()
 			}
 			return plain, err

@@ -61,7 +61,7 @@ func newClient(h Home, p place, mode StartMode, start StartConfig) *Client {
 	}}}
 }
 
-// ConnectAll returns clients of all daemons of a home that run, after those that died were started again.
+// ConnectAll returns clients of all daemons of a home that run, that of the home's cache first, after those that died were started again.
 func ConnectAll(ctx context.Context, h Home) ([]*Client, error) {
 	if _, err := os.Stat(h.Run); errors.Is(err, os.ErrNotExist) {
 		return nil, nil
@@ -73,7 +73,16 @@ func ConnectAll(ctx context.Context, h Home) ([]*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	slices.Sort(records)
+	first := newPlace(h, "").record()
+	slices.SortFunc(records, func(a, b string) int {
+		switch first {
+		case a:
+			return -1
+		case b:
+			return 1
+		}
+		return strings.Compare(a, b)
+	})
 	var out []*Client
 	for _, path := range records {
 		r, err := readRecord(path)

@@ -22,15 +22,15 @@ type Config struct {
 
 // Options say how a source is mounted or read. Zero values mean the default given at the field.
 type Options struct {
-	PublicKey  string        `json:"pubkey,omitempty"`     // text of the master public key; the home's keys
-	Proxy      string        `json:"proxy,omitempty"`      // list as fetch.ParseProxies reads it; DIRECT
-	Servers    []string      `json:"servers,omitempty"`    // for a name: the repository's URLs, http://NAME; for a URL: its further mirrors
-	AllowOther bool          `json:"allowOther,omitempty"` // other users may enter; always so for root
-	UID        *uint32       `json:"uid,omitempty"`        // owner of all files; root: the image's, a user: himself
-	GID        *uint32       `json:"gid,omitempty"`        // the same for groups
-	Deadline   time.Duration `json:"deadline,omitempty"`   // for one read, in ns: 30 s
-	Timeout    time.Duration `json:"timeout,omitempty"`    // for a connection and the first byte through a proxy, in ns: 5 s
-	Direct     time.Duration `json:"direct,omitempty"`     // the same without a proxy, in ns: 10 s
+	PublicKey  string        `json:"pubkey,omitempty"`      // text of the master public key; the home's keys
+	Proxy      string        `json:"proxy,omitempty"`       // list as fetch.ParseProxies reads it; DIRECT
+	Servers    []string      `json:"servers,omitempty"`     // for a name: the repository's URLs, http://NAME; for a URL: its further mirrors
+	AllowOther bool          `json:"allow_other,omitempty"` // other users may enter; always so for root
+	UID        *uint32       `json:"uid,omitempty"`         // owner of all files; root: the image's, a user: himself
+	GID        *uint32       `json:"gid,omitempty"`         // the same for groups
+	Deadline   time.Duration `json:"deadline,omitempty"`    // for one read, in ns: 30 s
+	Timeout    time.Duration `json:"timeout,omitempty"`     // for a connection and the first byte through a proxy, in ns: 5 s
+	Direct     time.Duration `json:"direct,omitempty"`      // the same without a proxy, in ns: 10 s
 }
 
 const (

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 
 	"github.com/skimfs/skimfs/fusefs"
 )
@@ -108,6 +109,9 @@ func CheckTarget(target string) (string, error) {
 	real, err := ResolveTarget(target)
 	if err != nil {
 		return "", err
+	}
+	if !utf8.ValidString(real) {
+		return "", problem(Target, "target %q is not UTF-8", real)
 	}
 	table, err := mountTable()
 	if err != nil {

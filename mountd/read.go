@@ -21,7 +21,7 @@ type FileInfo struct {
 	GID     uint32 `json:"gid"`
 	Size    int64  `json:"size"`
 	Mtime   int64  `json:"mtime"` // seconds since 1970
-	MtimeNs uint32 `json:"mtimeNs"`
+	MtimeNs uint32 `json:"mtime_ns"`
 	Major   uint32 `json:"major,omitempty"` // of a device
 	Minor   uint32 `json:"minor,omitempty"`
 	Target  string `json:"target,omitempty"` // of a symlink

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/VictoriaMetrics/metrics"
 
@@ -25,15 +26,18 @@ type origin struct {
 	view *index.View
 	root index.CatalogRef // that view shows
 	refs int              // guarded by origins.mu
+
+	files atomic.Int64 // objects of ClassFile fetched
 }
 
 // origins are the origins in use, and a few that were.
 type origins struct {
-	mu   sync.Mutex // guards what follows
-	m    map[string]*origin
-	idle []*origin   // without users, the longest idle first
-	past fetch.Stats // of those closed
-	set  *metrics.Set
+	mu        sync.Mutex // guards what follows
+	m         map[string]*origin
+	idle      []*origin   // without users, the longest idle first
+	past      fetch.Stats // of those closed, and
+	pastFiles int64       // their files
+	set       *metrics.Set
 }
 
 // idleOrigins is how many origins without users keep their connections.
@@ -87,6 +91,7 @@ func (all *origins) release(g *origin) {
 		delete(all.m, old.key)
 		old.client.Close()
 		addStats(&all.past, old.client.Stats())
+		all.pastFiles += old.files.Load()
 	}
 }
 
@@ -99,17 +104,19 @@ func (all *origins) close() {
 }
 
 // totals returns what all clients did together, and each one that is open.
-func (all *origins) totals() (sum fetch.Stats, each []OriginStatus) {
+func (all *origins) totals() (sum fetch.Stats, files int64, each []OriginStatus) {
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	addStats(&sum, all.past)
+	files = all.pastFiles
 	each = []OriginStatus{}
 	for _, g := range all.m {
 		st := g.client.Stats()
 		addStats(&sum, st)
-		each = append(each, OriginStatus{Servers: g.servers, Server: st.Server, Proxy: st.Proxy, InUse: g.refs > 0, Fetch: fetchStatus(st)})
+		files += g.files.Load()
+		each = append(each, OriginStatus{Servers: g.servers, Server: st.Server, Proxy: st.Proxy, InUse: g.refs > 0, Fetch: fetchStatus(st, g.files.Load())})
 	}
-	return sum, each
+	return sum, files, each
 }
 
 func addStats(sum *fetch.Stats, s fetch.Stats) {

@@ -15,8 +15,8 @@ type Status struct {
 	Version       string         `json:"version"`
 	Socket        string         `json:"socket"`
 	Started       time.Time      `json:"started"`
-	UptimeSeconds int64          `json:"uptimeSeconds"`
-	OnDemand      bool           `json:"onDemand"` // it ends by itself when idle
+	UptimeSeconds int64          `json:"uptime_seconds"`
+	OnDemand      bool           `json:"on_demand"` // it ends by itself when idle
 	Cache         CacheStatus    `json:"cache"`
 	Fetch         FetchStatus    `json:"fetch"` // by all clients since the start
 	Origins       []OriginStatus `json:"origins"`
@@ -29,24 +29,25 @@ type CacheStatus struct {
 	Bytes          int64   `json:"bytes"` // on disk
 	Limit          int64   `json:"limit"` // bytes on disk
 	Objects        int64   `json:"objects"`
-	MemoryBytes    int64   `json:"memoryBytes"`
-	HitsMemory     int64   `json:"hitsMemory"`
-	HitsDisk       int64   `json:"hitsDisk"`
+	MemoryBytes    int64   `json:"memory_bytes"`
+	HitsMemory     int64   `json:"hits_memory"`
+	HitsDisk       int64   `json:"hits_disk"`
 	Misses         int64   `json:"misses"`
-	HitRatio       float64 `json:"hitRatio"` // 0 to 1; 1 before the first use
+	HitRatio       float64 `json:"hit_ratio"` // 0 to 1; 1 before the first use
 	Evictions      int64   `json:"evictions"`
-	VerifyFailures int64   `json:"verifyFailures"`
+	VerifyFailures int64   `json:"verify_failures"`
 	Uncached       int64   `json:"uncached"` // answered and not stored: no room
 }
 
 // FetchStatus counts requests over HTTP.
 type FetchStatus struct {
-	Requests  int64            `json:"requests"`
-	Bytes     int64            `json:"bytes"` // of bodies as they came, compressed
-	Retries   int64            `json:"retries"`
-	Refreshes int64            `json:"refreshes"` // past the caches on the way
-	Failovers int64            `json:"failovers"`
-	Errors    map[string]int64 `json:"errors"` // failed tries by kind
+	Requests    int64            `json:"requests"`
+	Bytes       int64            `json:"bytes"`        // of bodies as they came, compressed
+	FileObjects int64            `json:"file_objects"` // objects with content of files: files, or chunks of large ones
+	Retries     int64            `json:"retries"`
+	Refreshes   int64            `json:"refreshes"` // past the caches on the way
+	Failovers   int64            `json:"failovers"`
+	Errors      map[string]int64 `json:"errors"` // failed tries by kind
 }
 
 // OriginStatus tells of a set of servers and the way to them.
@@ -54,7 +55,7 @@ type OriginStatus struct {
 	Servers []string    `json:"servers"`
 	Server  string      `json:"server"` // in use
 	Proxy   string      `json:"proxy"`  // in use, or DIRECT
-	InUse   bool        `json:"inUse"`  // by a mount
+	InUse   bool        `json:"in_use"` // by a mount
 	Fetch   FetchStatus `json:"fetch"`
 }
 
@@ -74,21 +75,21 @@ type MountStatus struct {
 	Mounted    time.Time `json:"mounted"`
 	Offline    bool      `json:"offline"` // no server answered at mount time
 
-	FilesFetched   int64   `json:"filesFetched"`   // files of which the beginning was fetched
-	ObjectsFetched int64   `json:"objectsFetched"` // chunks of files
-	BytesFetched   int64   `json:"bytesFetched"`   // of file content, decompressed
-	Hits           int64   `json:"hits"`           // reads of a chunk that this node had
+	FilesFetched   int64   `json:"files_fetched"`   // files of which the beginning was fetched
+	ObjectsFetched int64   `json:"objects_fetched"` // chunks of files
+	BytesFetched   int64   `json:"bytes_fetched"`   // of file content, decompressed
+	Hits           int64   `json:"hits"`            // reads of a chunk that this node had
 	Misses         int64   `json:"misses"`
-	HitRatio       float64 `json:"hitRatio"` // 0 to 1; 1 before the first read
-	Errors         int64   `json:"errors"`   // reads that failed
+	HitRatio       float64 `json:"hit_ratio"` // 0 to 1; 1 before the first read
+	Errors         int64   `json:"errors"`    // reads that failed
 }
 
 func (d *Daemon) status() Status {
-	sum, each := d.origins.totals()
+	sum, files, each := d.origins.totals()
 	slices.SortFunc(each, func(a, b OriginStatus) int { return slices.Compare(a.Servers, b.Servers) })
 	return Status{
 		PID: os.Getpid(), Version: d.cfg.Version, Socket: d.place.socket(), Started: d.begun, UptimeSeconds: int64(time.Since(d.begun).Seconds()),
-		OnDemand: d.cfg.Idle > 0, Cache: d.cacheStatus(), Fetch: fetchStatus(sum), Origins: each, Mounts: d.mountStatuses(),
+		OnDemand: d.cfg.Idle > 0, Cache: d.cacheStatus(), Fetch: fetchStatus(sum, files), Origins: each, Mounts: d.mountStatuses(),
 	}
 }
 
@@ -101,11 +102,11 @@ func (d *Daemon) cacheStatus() CacheStatus {
 	}
 }
 
-func fetchStatus(s fetch.Stats) FetchStatus {
+func fetchStatus(s fetch.Stats, files int64) FetchStatus {
 	if s.Errors == nil {
 		s.Errors = map[string]int64{}
 	}
-	return FetchStatus{s.Requests, s.Bytes, s.Retries, s.Refreshes, s.Failovers, s.Errors}
+	return FetchStatus{s.Requests, s.Bytes, files, s.Retries, s.Refreshes, s.Failovers, s.Errors}
 }
 
 func ratio(hits, misses int64) float64 {

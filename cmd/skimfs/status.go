@@ -19,10 +19,10 @@ func statusCommand() *cobra.Command {
 		Use:     "status",
 		GroupID: "node",
 		Short:   "Show daemons, mounts, caches and what was fetched",
-		Long: `Show each running daemon: its mounts, its cache, how much it fetched and by which proxy and server. A daemon that died is
-started again first, with its mounts. No mount is touched.`,
+		Long: `Show the running daemon: its mounts, its cache, how much it fetched and by which proxy and server; then the daemons of other cache
+directories. A daemon that died is started again first, with its mounts. No mount is touched. Without a daemon the JSON has pid 0.`,
 		Example: `  skimfs status
-  skimfs status --json | jq '.daemons[].mounts[].target'`,
+  skimfs status --json | jq -r '.mounts[].target'`,
 		Args: cobra.NoArgs,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON (default off)")
@@ -44,12 +44,29 @@ started again first, with its mounts. No mount is touched.`,
 			list = append(list, s)
 		}
 		if asJSON {
-			return printJSON(cmd.OutOrStdout(), map[string]any{"daemons": list})
+			return printJSON(cmd.OutOrStdout(), statusJSON(list))
 		}
 		printStatus(cmd.OutOrStdout(), list)
 		return nil
 	}
 	return cmd
+}
+
+// allStatus is the JSON of several daemons: the first one, which is the home's unless that doesn't run, and then the others.
+type allStatus struct {
+	mountd.Status
+	Others []*mountd.Status `json:"other_daemons"`
+}
+
+func statusJSON(list []*mountd.Status) allStatus {
+	out := allStatus{Others: []*mountd.Status{}}
+	if len(list) == 0 {
+		out.Origins, out.Mounts, out.Fetch.Errors = []mountd.OriginStatus{}, []mountd.MountStatus{}, map[string]int64{}
+		return out
+	}
+	out.Status = *list[0]
+	out.Others = append(out.Others, list[1:]...)
+	return out
 }
 
 func printJSON(w io.Writer, value any) error {

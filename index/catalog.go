@@ -289,22 +289,28 @@ func (c *Catalog) Lookup(n *Node, name []byte) (d Dirent, ok bool, err error) {
 	if !n.IsDir() {
 		return Dirent{}, false, fmt.Errorf("catalog: lookup of %q in a node of mode %#o: %w", name, n.Mode, ErrFormat)
 	}
-	lo, hi := n.First(), n.First()+n.Count
-	for lo < hi {
+	if !rows(c.sec[secDirents], direntSize, n.data, n.Count) {
+		return Dirent{}, false, fmt.Errorf("catalog: lookup of %q: entries %d+%d are outside the table: %w", name, n.data, n.Count, ErrFormat)
+	}
+	table, names := c.sec[secDirents][n.data*direntSize:], c.sec[secNames]
+	for lo, hi := uint32(0), n.Count; lo < hi; {
 		mid := lo + (hi-lo)/2
-		if d, err = c.Dirent(mid); err != nil {
+		b := table[uint64(mid)*direntSize:][:direntSize]
+		at, size := uint64(binary.LittleEndian.Uint32(b)), uint64(b[8])
+		if size == 0 || at+size > uint64(len(names)) {
+			_, err := c.Dirent(n.First() + mid)
 			return Dirent{}, false, err
 		}
-		switch cmp := bytes.Compare(d.Name, name); {
-		case cmp == 0:
-			if !validName(d.Name) {
-				return Dirent{}, false, fmt.Errorf("catalog: directory entry %d: name %q: %w", mid, d.Name, ErrFormat)
-			}
-			return d, true, nil
+		switch cmp := bytes.Compare(names[at:at+size], name); {
 		case cmp < 0:
 			lo = mid + 1
-		default:
+		case cmp > 0:
 			hi = mid
+		default:
+			if d, err = c.Dirent(n.First() + mid); err == nil && !validName(d.Name) {
+				err = fmt.Errorf("catalog: directory entry %d: name %q: %w", n.First()+mid, d.Name, ErrFormat)
+			}
+			return d, err == nil, err
 		}
 	}
 	return Dirent{}, false, nil

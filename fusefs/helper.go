@@ -89,14 +89,14 @@ func Fusermount(args []string) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintf(os.Stderr, "%s: %v\n", HelperName, err)
-	if report := os.Getenv(reportVariable); report != "" {
-		text := err.Error()
-		var errno syscall.Errno
-		if errors.As(err, &errno) {
-			text = strconv.Itoa(int(errno)) + " " + text
-		}
-		_ = os.WriteFile(report, []byte(text), 0o600) // stderr has it too
+	text := err.Error()
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		text = strconv.Itoa(int(errno)) + " " + text
+	}
+	report := os.Getenv(reportVariable)
+	if report == "" || os.WriteFile(report, []byte(text), 0o600) != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", HelperName, err)
 	}
 	return 1
 }
@@ -228,8 +228,18 @@ func runSystem(args []string, socket *os.File) (string, error) {
 		cmd.Env = append(os.Environ(), socketVariable+"=3")
 	}
 	err := cmd.Run()
-	text := strings.TrimSpace(strings.ReplaceAll(said.String(), HelperName+": ", ""))
-	return text, err
+	return withoutName(said.String()), err
+}
+
+// withoutName takes the program's name off the lines it printed.
+func withoutName(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	for i, line := range lines {
+		if _, rest, ok := strings.Cut(line, HelperName+": "); ok {
+			lines[i] = rest
+		}
+	}
+	return strings.Join(lines, "; ")
 }
 
 // mountDirectly opens the device, calls mount(2) and passes the descriptor on.
@@ -245,6 +255,9 @@ func mountDirectly(a mountArgs) error {
 	var st unix.Stat_t
 	if err := unix.Stat(a.target, &st); err != nil {
 		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return unix.ENOTDIR
 	}
 	source, kind := subtype, "fuse."+subtype
 	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d", dev, st.Mode&unix.S_IFMT, os.Getuid(), os.Getgid())

@@ -156,22 +156,24 @@ func (t *Tree) At(number uint32) (Pos, error) {
 		if at < 0 {
 			break
 		}
-		row, err := p.cat.Nested(uint32(at))
-		if err != nil {
-			return Pos{}, err
-		}
-		if i-row.Base >= row.Count {
-			break
-		}
-		child := p.parts[at].Load()
-		switch {
-		case child != nil:
+		i -= p.bases[at]
+		if child := p.parts[at].Load(); child != nil {
+			if i >= child.cat.Total() {
+				break
+			}
 			p = child
-		case i == row.Base:
+			continue
+		}
+		row, err := p.cat.Nested(uint32(at))
+		switch {
+		case err != nil:
+			return Pos{}, err
+		case i == 0:
 			return Pos{p, uint32(at), true}, nil
-		default:
+		case i < row.Count:
 			return Pos{}, &Missing{row.Catalog, t, p, uint32(at)}
 		}
+		break
 	}
 	return Pos{}, fmt.Errorf("image has no node %d: %w", number, ErrFormat)
 }

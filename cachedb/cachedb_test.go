@@ -30,6 +30,17 @@ func content(n uint64, size int) []byte {
 	return b
 }
 
+// scratchDir returns a directory in memory if there is one: tests that open caches by the dozen would wait for every sync.
+func scratchDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "skimfs-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 // open opens a cache without a memory tier, so that every read comes from the disk, and closes it with the test.
 func open(t testing.TB, c cachedb.Config) *cachedb.DB {
 	t.Helper()

@@ -194,7 +194,7 @@ func TestDamage(t *testing.T) {
 		for _, running := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, running %v", name, running), func(t *testing.T) {
 				for range 8 {
-					dir := t.TempDir()
+					dir := scratchDir(t)
 					db := open(t, cachedb.Config{Dir: dir})
 					for i, n := range sizes {
 						put(t, db, content(uint64(i), n))

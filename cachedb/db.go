@@ -65,7 +65,9 @@ type DB struct {
 	count   counters
 
 	journal  journal
-	flushing sync.Mutex // held by whoever writes the index
+	flushing sync.Mutex // held by whoever writes the index; guards wal
+	wal      wal
+	memTable int64 // size of badger's memtable, bytes
 
 	flights flights
 	writing *semaphore.Weighted // bytes filled and not yet on disk
@@ -148,7 +150,8 @@ func (db *DB) open(c Config) (err error) {
 	if err := db.writeMarker(now); err != nil {
 		return err
 	}
-	if err := db.recover(found, removed > 0, now.memTable); err != nil {
+	db.memTable = now.memTable
+	if err := db.recover(found, removed > 0); err != nil {
 		if db.badger != nil {
 			err = errors.Join(err, db.closeIndex())
 			db.badger = nil
@@ -275,9 +278,12 @@ func (db *DB) Close() error {
 	db.cancel()
 	db.wg.Wait()
 	db.chunks.close()
+	short := func() bool { return !db.space.indexMayClose() }
+	for db.space.forget(); short() && db.evictNow(db.space.reserve, forSpace, short); {
+	}
 	db.stampRecency()
 	err := db.flush()
-	if db.space.forget(); !db.space.indexMayWrite() {
+	if short() {
 		// Badger would write a table and die. Its log holds all it was told.
 		db.packs.close()
 		return errors.Join(fmt.Errorf("closing cache %q: %w", db.dir, ErrFull), db.lock.Close())

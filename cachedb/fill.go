@@ -122,10 +122,11 @@ func (db *DB) run(f *flight, k key, size int64, class Class, fill Fill) {
 	defer db.land(f, k)
 	ctx, cancel := context.WithTimeout(db.ctx, db.timeout)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() {
-		f.finish(nil, fmt.Errorf("filling %v: %w", index.SHA256Digest(k), ctx.Err()))
-		db.land(f, k)
-	})()
+	fail := func(err error) {
+		db.land(f, k) // first: who asks after the error starts anew
+		f.finish(nil, err)
+	}
+	defer context.AfterFunc(ctx, func() { fail(fmt.Errorf("filling %v: %w", index.SHA256Digest(k), ctx.Err())) })()
 	db.count.fills.add(1)
 	begun := time.Now()
 	plain, err := callFill(ctx, fill)
@@ -134,7 +135,7 @@ func (db *DB) run(f *flight, k key, size int64, class Class, fill Fill) {
 	}
 	if err != nil {
 		db.count.fillErrors.add(1)
-		f.finish(nil, err)
+		fail(err)
 		return
 	}
 	observeFill(begun)

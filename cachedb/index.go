@@ -9,11 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+	"golang.org/x/sys/unix"
 )
 
 // index.go is the only file that talks to badger. The index is written in batches behind the cache's back and read once,
@@ -139,8 +141,61 @@ func (db *DB) loadItem(in *loaded, version *uint32, k, v []byte) error {
 	return nil
 }
 
+// Badger writes through mappings, and dies when a page finds no block on the disk. Between two memtables it writes to
+// its log alone, so the log gets its blocks ahead; only a batch that may begin the next memtable needs free space.
+
+// wal is badger's log as far as it is prepared. DB.flushing guards it.
+type wal struct {
+	name  string // of the newest log
+	used  int64  // bytes written to it, rather more than less
+	ready bool   // it has all its blocks
+}
+
+const entryCost = 200 // more than an object's record takes in the log or in the memtable
+
+// mayWriteIndex reports whether badger may be handed n bytes. db.flushing is held.
+func (db *DB) mayWriteIndex(n int64) bool {
+	if db.wal.ready && db.wal.used+n < db.memTable {
+		return true
+	}
+	db.space.forget()
+	return db.space.free() >= db.space.reserve/4*3
+}
+
+// wroteIndex accounts for n bytes and gives a new log its blocks. db.flushing is held.
+func (db *DB) wroteIndex(n int64) {
+	w := &db.wal
+	logs, _ := filepath.Glob(filepath.Join(db.dir, "index", "*.mem"))
+	if len(logs) == 0 {
+		w.ready = false
+		return
+	}
+	if newest := slices.Max(logs); newest != w.name { // names are numbers of equal length
+		*w = wal{name: newest}
+	}
+	w.used += n
+	if w.ready {
+		return
+	}
+	f, err := os.OpenFile(w.name, os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, db.memTable+db.memTable/4)
+	w.ready = err == nil
+	db.space.forget()
+}
+
 // setIndex writes one pair and syncs it.
 func (db *DB) setIndex(k, v []byte) error {
+	db.flushing.Lock()
+	defer db.flushing.Unlock()
+	n := int64(entryCost + len(k) + len(v))
+	if !db.mayWriteIndex(n) {
+		return fmt.Errorf("writing index: %w", ErrFull)
+	}
+	defer db.wroteIndex(n)
 	err := guard(func() error {
 		if err := db.badger.Update(func(txn *badger.Txn) error {
 			if v == nil {
@@ -251,13 +306,10 @@ func (j *journal) giveBack(keys []key, packs []uint32) {
 	j.keys, j.packs = append(j.keys, keys...), append(j.packs, packs...)
 }
 
-// flush writes what the index has to learn. It does nothing while the partition is too full for badger.
+// flush writes what the index has to learn. It puts that off while the partition is too full for badger.
 func (db *DB) flush() error {
 	db.flushing.Lock()
 	defer db.flushing.Unlock()
-	if !db.space.indexMayWrite() {
-		return fmt.Errorf("writing index: %w", ErrFull)
-	}
 	// A pack's size is recorded once all its records up to there are: taken before the keys, and only without writers.
 	sizes := map[*pack]int64{}
 	for _, p := range db.packs.all() {
@@ -269,7 +321,13 @@ func (db *DB) flush() error {
 	if len(keys)+len(dropped)+len(sizes) == 0 {
 		return nil
 	}
+	n := int64(len(keys)+len(dropped)+len(sizes)) * entryCost
+	if !db.mayWriteIndex(n) {
+		db.journal.giveBack(keys, dropped)
+		return fmt.Errorf("writing index: %w", ErrFull)
+	}
 	err := guard(func() error { return db.writeBatch(keys, dropped, sizes) })
+	db.wroteIndex(n)
 	if err != nil {
 		db.journal.giveBack(keys, dropped)
 		return fmt.Errorf("writing index: %w", err)
@@ -332,7 +390,7 @@ func (db *DB) recorder() {
 	defer tick.Stop()
 	recency := time.Now()
 	var failed time.Time
-	for {
+	for n := 1; ; n++ {
 		select {
 		case <-db.ctx.Done():
 			return
@@ -345,6 +403,12 @@ func (db *DB) recorder() {
 		if err := db.flush(); err != nil && time.Since(failed) > time.Minute {
 			failed = time.Now()
 			db.log.Warn("recording objects is put off", "err", err)
+		}
+		if n%10 == 0 { // badger tidies up by itself
+			db.measureIndex()
+		}
+		if db.quota.bytes() > db.quota.high() {
+			db.wakeEvictor()
 		}
 		db.publishMetrics()
 	}

@@ -94,11 +94,15 @@ func (db *DB) room(n int64) bool {
 	if n > q.limit.Load()/4 {
 		return false
 	}
-	q.objects.Add(n)
-	for over := q.bytes() - q.limit.Load(); over > 0; over = q.bytes() - q.limit.Load() {
-		if !db.evictNow(max(over, min(q.step(), q.limit.Load()/20)), forLimit, func() bool { return q.bytes() > q.limit.Load() }) {
-			q.objects.Add(-n)
-			return false
+	tooMuch := func() bool { return q.bytes()+n > q.limit.Load() }
+	for {
+		objects := q.objects.Load()
+		if over := objects + q.index.Load() + n - q.limit.Load(); over > 0 {
+			if !db.evictNow(max(over, min(q.step(), q.limit.Load()/20)), forLimit, tooMuch) {
+				return false
+			}
+		} else if q.objects.CompareAndSwap(objects, objects+n) {
+			break
 		}
 	}
 	if q.bytes() > q.high() {
@@ -151,13 +155,13 @@ func bucketAge(b int) uint32 {
 	return uint32(b%16+16) << (b/16 - 1)
 }
 
-// cutoff says which objects are cold: those of a tier whose age is its entry or more. Packs leave whole, so in them the
-// older half of all packed bytes is cold.
+// cutoff says which objects are cold, by their age. Packs leave whole, so in them the older half of all packed bytes is.
 type cutoff struct {
 	now    uint32
-	age    [tiers]uint64
-	packed uint64
-	inPack int64 // packed bytes beyond age: what packs owe to this round
+	age    [tiers]uint64 // about n bytes of all objects are as old
+	chunk  [tiers]uint64 // about n bytes of chunk files are as old
+	packed uint64        // half of the packed bytes are as old
+	inPack int64         // packed bytes beyond age: what packs are due to give in this round
 }
 
 const noAge = 1 << 32 // none is that old
@@ -167,7 +171,7 @@ func (c *cutoff) cold(l loc) bool {
 	if l.pack != 0 {
 		return age >= c.packed && !c.spares(l.class)
 	}
-	return age >= c.age[l.class]
+	return age >= c.chunk[l.class]
 }
 
 // spares reports whether objects of a class leave only if they share a pack with nothing better.
@@ -186,12 +190,19 @@ func (db *DB) coldest(n int64) cutoff {
 			inPacks += size
 		}
 	})
+	m := n
 	for t := range tiers {
-		c.age[t] = noAge
+		c.age[t], c.chunk[t] = noAge, noAge
 		for b := ageBuckets - 1; b >= 0 && n > 0; b-- {
 			if n -= all[t][b]; all[t][b] > 0 {
 				c.age[t] = uint64(bucketAge(b))
 				c.inPack += packed[t][b]
+			}
+		}
+		for b := ageBuckets - 1; b >= 0 && m > 0; b-- {
+			if files := all[t][b] - packed[t][b]; files > 0 {
+				m -= files
+				c.chunk[t] = uint64(bucketAge(b))
 			}
 		}
 	}
@@ -240,6 +251,7 @@ type victim struct {
 // evictRound frees about n bytes of what was used least recently and returns how many it freed: the coldest packs, their
 // warm objects copied forward, and chunk files. quota.evict is held.
 func (db *DB) evictRound(n int64, why reason) int64 {
+	n = max(n, db.packs.full.Load())
 	before := db.quota.freed.Load()
 	freed := func() int64 { return db.quota.freed.Load() - before }
 	cut := db.coldest(n)
@@ -258,32 +270,45 @@ func (db *DB) evictRound(n int64, why reason) int64 {
 		}
 	})
 	slices.SortFunc(all, func(a, b *pack) int { return cmp.Compare(heat[b.id].meanAge(), heat[a.id].meanAge()) })
+	// A pack leaves if half of what it would free is due; what is due beyond that, chunk files give.
 	var leaving []*pack
-	owed := cut.inPack
+	due := cut.inPack
 	for _, p := range all {
-		if h := heat[p.id]; (owed > 0 || h.live < h.size/2) && db.packs.idle(p) {
+		h := heat[p.id]
+		gain := h.size - min(h.warm, h.size/2)
+		if (due >= gain/2 && due > 0 || h.live < h.size/2) && db.packs.idle(p) {
 			leaving = append(leaving, p)
-			owed -= h.size - min(h.warm, h.size/2)
+			due -= gain
 		}
 	}
 	db.evictPacks(leaving, &cut, why)
-	slices.SortFunc(cold, func(a, b victim) int { return cmp.Compare(cut.now-b.loc.used, cut.now-a.loc.used) })
-	for _, v := range cold {
-		if freed() >= n {
+	db.evictChunks(cold, &cut, func() bool { return freed() >= n }, why)
+	for _, c := range []*cutoff{&cut, nil} { // packs are all warm, or what is cold is in the active one
+		if freed() > 0 {
 			break
 		}
-		db.evictChunk(v.key, v.loc, why)
-	}
-	if freed() <= 0 { // what is cold is in the active pack, or packs are all warm
 		db.packs.seal()
 		for _, p := range all {
 			if db.packs.idle(p) {
-				db.evictPacks([]*pack{p}, nil, why)
+				db.evictPacks([]*pack{p}, c, why)
 				break
 			}
 		}
 	}
 	return freed()
+}
+
+// evictChunks removes the least recently used of list until enough are gone.
+func (db *DB) evictChunks(list []victim, cut *cutoff, enough func() bool, why reason) {
+	slices.SortFunc(list, func(a, b victim) int { return cmp.Compare(cut.now-b.loc.used, cut.now-a.loc.used) })
+	for _, v := range list {
+		if enough() {
+			return
+		}
+		if db.removeChunk(v.key, v.loc) {
+			db.countEvicted(why)
+		}
+	}
 }
 
 // idle reports whether p is there, takes no appends, and none is under way.
@@ -362,12 +387,6 @@ func (db *DB) copyForward(v victim) bool {
 		db.record(v.key)
 	}
 	return true
-}
-
-func (db *DB) evictChunk(k key, l loc, why reason) {
-	if db.removeChunk(k, l) {
-		db.countEvicted(why)
-	}
 }
 
 // removeChunk forgets a chunk and deletes its file, if k is still at l.

@@ -12,12 +12,12 @@ import (
 
 // recover brings index, packs and chunk files into agreement. found is the last owner's marker.
 // removed says that files are missing which the index may know.
-func (db *DB) recover(found marker, removed bool, memTable int64) error {
+func (db *DB) recover(found marker, removed bool) error {
 	begun := time.Now()
 	if err := db.packs.load(); err != nil {
 		return err
 	}
-	in, rebuilt, err := db.openIndex(found.phase, memTable)
+	in, rebuilt, err := db.openIndex(found.phase)
 	if err != nil {
 		return err
 	}
@@ -55,9 +55,9 @@ func (db *DB) recover(found marker, removed bool, memTable int64) error {
 
 // openIndex opens badger and loads the table; phase is the last owner's. An index that can't be read, that changed since a
 // clean stop, or that killed the last owner when it opened it, is moved aside; then rebuilt is true and the table empty.
-func (db *DB) openIndex(phase string, memTable int64) (in loaded, rebuilt bool, err error) {
+func (db *DB) openIndex(phase string) (in loaded, rebuilt bool, err error) {
 	dir := filepath.Join(db.dir, "index")
-	opts := badgerOptions(dir, memTable, badgerLog{db.log})
+	opts := badgerOptions(dir, db.memTable, badgerLog{db.log})
 	fresh := isEmpty(dir)
 	var cause error
 	switch {

@@ -73,8 +73,8 @@ func (s *space) forget() {
 	s.mu.Unlock()
 }
 
-// indexMayWrite reports whether badger may be given something to write: it dies of a full disk.
-func (s *space) indexMayWrite() bool { return s.free() >= s.reserve/2 }
+// indexMayClose reports whether there is room for the tables that badger writes when it closes.
+func (s *space) indexMayClose() bool { return s.free() >= s.reserve/2 }
 
 func isFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
@@ -102,7 +102,7 @@ func (s *space) freeForOpen(dir string) (removed int, err error) {
 			}
 		}
 	}
-	if s.free() < s.reserve/2 {
+	if s.free() < s.reserve {
 		return removed, fmt.Errorf("partition of %q has %d bytes free: %w", dir, s.free(), ErrFull)
 	}
 	return removed, nil

@@ -73,14 +73,13 @@ func (db *DB) changeState(key string, value []byte) error {
 	if next[key] = value; value == nil {
 		delete(next, key)
 	}
-	// The index may use what objects leave alone; below that, objects make room.
-	short := func() bool { return !db.space.indexMayWrite() }
-	for short() {
-		if !db.evictNow(db.space.reserve, forSpace, short) {
-			return fmt.Errorf("state %q: %w", key, ErrFull)
-		}
-	}
 	err := db.writeStateFile(next)
+	for again := func() bool { return true }; isFull(err) && db.evictNow(db.space.reserve, forSpace, again); {
+		err = db.writeStateFile(next)
+	}
+	if isFull(err) {
+		err = fmt.Errorf("%w: %w", ErrFull, err)
+	}
 	if err == nil {
 		err = db.setIndex(stateKey(key), value)
 	}

@@ -130,7 +130,7 @@ func TestRegistryTakesAndGivesAnImage(t *testing.T) {
 func TestDelayProxyKeepsRoundTripAndBandwidth(t *testing.T) {
 	dir, object := repository(t)
 	origin := testkit.StartNginx(t, dir)
-	const rtt = 40 * time.Millisecond
+	const rtt = 100 * time.Millisecond
 	slow := testkit.NewDelayProxy(t, origin.Addr, rtt, 0)
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
@@ -150,18 +150,22 @@ func TestDelayProxyKeepsRoundTripAndBandwidth(t *testing.T) {
 		}
 		return time.Since(start)
 	}
-	first, second := timed(slow.URL+"/manifest"), timed(slow.URL+"/manifest")
-	if first < 2*rtt {
-		t.Errorf("a first request took %v, want two round trips of %v", first, rtt)
+	// A busy machine makes everything slower, nothing faster.
+	if got := timed(slow.URL + "/manifest"); got < 2*rtt {
+		t.Errorf("a first request took %v, want two round trips of %v", got, rtt)
 	}
-	if second < rtt || second > first {
-		t.Errorf("a request on an open connection took %v, want one round trip of %v", second, rtt)
+	quickest := timed(slow.URL + "/manifest")
+	for range 5 {
+		quickest = min(quickest, timed(slow.URL+"/manifest"))
+	}
+	if quickest < rtt || quickest >= 2*rtt {
+		t.Errorf("a request on an open connection took %v, want one round trip of %v", quickest, rtt)
 	}
 	// 1.5 MB at 80 Mbit/s take 150 ms.
 	narrow := testkit.NewDelayProxy(t, origin.Addr, 0, 80)
 	want := time.Duration(float64(len(object)) / 10e6 * 1e9)
-	if got := timed(narrow.URL + "/objects/ab/cd.zst"); got < want || got > 3*want {
-		t.Errorf("%d bytes at 80 Mbit/s took %v, want about %v", len(object), got, want)
+	if got := timed(narrow.URL + "/objects/ab/cd.zst"); got < want {
+		t.Errorf("%d bytes at 80 Mbit/s took %v, want %v at least", len(object), got, want)
 	}
 	if up, down := narrow.Bytes(); up == 0 || down < int64(len(object)) {
 		t.Errorf("counted %d bytes up, %d down", up, down)

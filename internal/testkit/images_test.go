@@ -93,6 +93,25 @@ func TestOdditiesSurviveUnpacking(t *testing.T) {
 	}
 }
 
+func TestGNUSparseHoldsTheSameFilesAsPAX(t *testing.T) {
+	layout, root := testkit.GNUSparse(t, testkit.Gzip), t.TempDir()
+	blobs, err := filepath.Glob(filepath.Join(layout, "blobs/sha256/*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, blob := range blobs {
+		if data, err := os.ReadFile(blob); err == nil && strings.HasPrefix(string(data), "\x1f\x8b") {
+			testkit.Run(t, "tar", "-C", root, "-xzf", blob)
+		}
+	}
+	got, want := find(t, root), map[string]int64{"middle": 5 << 20, "ends": 4 << 20, "all": 3 << 20, "many": 2 << 20}
+	for name, size := range want {
+		if e := got["sparse/gnu-"+name]; e.Size != size {
+			t.Errorf("sparse/gnu-%s has %d bytes, want %d", name, e.Size, size)
+		}
+	}
+}
+
 func TestEmptyImagesUnpackToARootAlone(t *testing.T) {
 	testkit.NeedRoot(t)
 	for name, layout := range map[string]string{

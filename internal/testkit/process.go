@@ -50,11 +50,11 @@ func Program(t testing.TB, name string) string {
 	return ""
 }
 
-// Run runs a program to its end, within two minutes, and returns what it printed to stdout. The test ends if it
+// Run runs a program to its end, within ten minutes, and returns what it printed to stdout. The test ends if it
 // fails.
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, Program(t, name), args...)
 	var stdout, stderr bytes.Buffer
@@ -119,7 +119,7 @@ func (p *process) start() {
 		close(done)
 	}()
 	p.cmd, p.done = cmd, done
-	if err := p.awaitListening(20 * time.Second); err != nil {
+	if err := p.awaitListening(time.Minute); err != nil {
 		said, _ := os.ReadFile(p.outputPath())
 		p.t.Fatalf("%s does not serve: %v\n%s", p.name, err, said)
 	}

@@ -72,6 +72,7 @@ func (r *Repo) begin(ctx context.Context) (end func(), err error) {
 	mark := filepath.Join(r.dir, privateDir, "writing")
 	if _, err := os.Stat(mark); err == nil {
 		r.store.doubt = true
+		r.store.dirty.Store(true)
 		if err := r.store.sweep(); err != nil {
 			unlock()
 			return nil, fmt.Errorf("removing temporary files of an interrupted publish: %w", err)

@@ -30,6 +30,7 @@ type store struct {
 	doubt bool
 
 	added atomic.Int64 // objects written by this store
+	dirty atomic.Bool  // something was written since the last sync
 
 	mu    sync.Mutex // guards known
 	known map[index.Digest]*stored
@@ -141,6 +142,7 @@ func (s *store) write(ctx context.Context, key string, data []byte) error {
 	// The content type is given so that nobody sniffs; a cancelled context leaves no file.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	s.dirty.Store(true)
 	w, err := s.bucket.NewWriter(ctx, key, &blob.WriterOptions{ContentType: "application/zstd"})
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", key, err)
@@ -181,12 +183,16 @@ func (s *store) catalog(ctx context.Context, ref index.CatalogRef) (*index.Catal
 
 // sync brings all that was written to disk.
 func (s *store) sync() error {
+	if !s.dirty.Swap(false) {
+		return nil
+	}
 	f, err := os.Open(s.dir)
 	if err != nil {
 		return fmt.Errorf("syncing repository: %w", err)
 	}
 	defer f.Close()
 	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		s.dirty.Store(true)
 		return fmt.Errorf("syncing repository %s: %w", s.dir, err)
 	}
 	return nil

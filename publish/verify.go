@@ -99,6 +99,11 @@ func (w *walker) catalog(ctx context.Context, ref index.CatalogRef, path string)
 		return w.bad(ctx, ref.Digest, where, err)
 	}
 	w.out.catalogs++
+	if w.damage != nil {
+		if err := cat.Verify(); err != nil {
+			return w.bad(ctx, ref.Digest, where, err)
+		}
+	}
 	if err := w.nodes(cat, where); err != nil {
 		return w.bad(ctx, ref.Digest, where, err)
 	}

@@ -161,11 +161,11 @@ func TestDelayProxyKeepsRoundTripAndBandwidth(t *testing.T) {
 	if quickest < rtt || quickest >= 2*rtt {
 		t.Errorf("a request on an open connection took %v, want one round trip of %v", quickest, rtt)
 	}
-	// 1.5 MB at 80 Mbit/s take 150 ms.
-	narrow := testkit.NewDelayProxy(t, origin.Addr, 0, 80)
-	want := time.Duration(float64(len(object)) / 10e6 * 1e9)
+	// 1.5 MB at 16 Mbit/s take 770 ms.
+	narrow := testkit.NewDelayProxy(t, origin.Addr, 0, 16)
+	want := time.Duration(float64(len(object)) / 2e6 * 1e9)
 	if got := timed(narrow.URL + "/objects/ab/cd.zst"); got < want {
-		t.Errorf("%d bytes at 80 Mbit/s took %v, want %v at least", len(object), got, want)
+		t.Errorf("%d bytes at 16 Mbit/s took %v, want %v at least", len(object), got, want)
 	}
 	if up, down := narrow.Bytes(); up == 0 || down < int64(len(object)) {
 		t.Errorf("counted %d bytes up, %d down", up, down)

@@ -39,6 +39,8 @@ func (l *limit) states() []state       { return []state{cached} }
 func (l *limit) usage(s *scope) usage  { return usage{cpu: cpuSeconds(s, l.service.pid())} }
 func (l *limit) memory(s *scope) int64 { return anonymous(s, l.service.pid()) }
 
+func (l *limit) pid() int { return l.service.pid() }
+
 // enter has the server load its tree, which isn't what mount is to measure.
 func (l *limit) enter(s *scope, _ state) {
 	l.service = startService(s, self(s.ctx, "child-limit", l.tree, l.pack, l.dir))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"flag"
@@ -57,6 +58,7 @@ func parseOptions() options {
 	flag.Float64Var(&o.link.mbit, "mbit", 0, "and with this many 10^6 bits per second, 0 for no limit")
 	flag.StringVar(&o.json, "json", "", "write all samples to `FILE`")
 	flag.StringVar(&o.svg, "svg", "", "draw the medians into `FILE`")
+	flag.StringVar(&o.profile, "profile", "", "afterwards do everything once more under perf and leave profiles of the servers in `DIR`")
 	work := flag.String("work", "", "keep images and caches below `DIR` while measuring, default the directory for temporary files")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -105,31 +107,61 @@ func benchmark(o options) int {
 }
 
 func measureAll(s *scope, o options, results *results) {
-	s.within(func(s *scope) {
-		layout, name := o.image, "image"
-		if layout == "" {
-			layout, name = testkit.DemoImage(s), "demo"
-		}
-		i := newImage(s, name, layout)
-		i.works = demoWorks(i)
-		measureImage(s, o, i, results)
-	})
-	if o.many {
+	name := "demo"
+	if o.image != "" {
+		name = "image"
+	}
+	if o.wantedImage(name, demoWorks(func(string) bool { return true })) {
 		s.within(func(s *scope) {
-			progress("many: making the image")
-			i := newImage(s, "many", writeLayout(s, manyLayers()))
-			i.works = manyWorks
+			layout := o.image
+			if layout == "" {
+				layout = testkit.DemoImage(s)
+			}
+			progress("%s: unpacking", name)
+			i := newImage(s, name, layout, testkit.Unpack(s, layout, "latest"))
+			i.works = demoWorks(i.has)
 			measureImage(s, o, i, results)
 		})
+	}
+	made := func(name string, works []work, layers func() []func(*tar.Writer) error) {
+		if !o.wantedImage(name, works) {
+			return
+		}
+		s.within(func(s *scope) {
+			progress("%s: making the image", name)
+			layout := writeLayout(s, layers())
+			i := newImage(s, name, layout, unpack(s, layout))
+			i.works = works
+			measureImage(s, o, i, results)
+		})
+	}
+	if o.many {
+		made("many", manyWorks, manyLayers)
 	}
 	if o.big {
-		s.within(func(s *scope) {
-			progress("big: making the image")
-			i := newImage(s, "big", writeLayout(s, bigLayers()))
-			i.works = bigWorks
-			measureImage(s, o, i, results)
-		})
+		made("big", bigWorks, bigLayers)
 	}
+}
+
+// contestantNames are all there are, in the order of the tables.
+var contestantNames = []string{"skimfs", "limit", "native", "squashfuse", "full pull"}
+
+// wantedImage says whether anything is to be measured of an image.
+func (o options) wantedImage(name string, works []work) bool {
+	for _, row := range publishRows {
+		works = append(works, work{name: row, states: []state{""}})
+	}
+	m := &measurement{options: o, image: &image{name: name}}
+	for _, w := range works {
+		for _, st := range w.states {
+			for _, contestant := range contestantNames {
+				if m.wanted(w, st, contestant) {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // measureImage measures all rows of an image, and then again what the slow link is for.
@@ -167,6 +199,9 @@ func (m *measurement) rounds(s *scope, works []work, repository *repository) {
 				}
 			}
 		}
+	}
+	if m.options.profile != "" && m.link == (link{}) {
+		m.profileRound(s, works, contestants)
 	}
 }
 

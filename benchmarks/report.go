@@ -183,8 +183,9 @@ func (r *results) rows(image, link string) (rows []rowKey, contestants []string)
 		return slices.Index(names, k.row)*len(everyState) + slices.Index(everyState, k.state)
 	}
 	slices.SortFunc(rows, func(a, b rowKey) int { return order(a) - order(b) })
-	lineUp := []string{"skimfs", "limit", "native", "squashfuse", "full pull"}
-	slices.SortFunc(contestants, func(a, b string) int { return slices.Index(lineUp, a) - slices.Index(lineUp, b) })
+	slices.SortFunc(contestants, func(a, b string) int {
+		return slices.Index(contestantNames, a) - slices.Index(contestantNames, b)
+	})
 	return rows, contestants
 }
 
@@ -193,7 +194,7 @@ func (r *results) markdown(w io.Writer) {
 	m := r.Machine
 	fmt.Fprintf(w, "Measured %s to %s (UTC), commit %s, %s, %d × %s, %s of memory, kernel %s, load %.1f at the start; %d rounds.\n",
 		m.Time.Format("2006-01-02 15:04"), m.End.Format("15:04"), m.Commit, m.Go, m.CPUs, m.CPU, byteText(m.Memory), m.Kernel, m.Load, r.Rounds)
-	fmt.Fprintf(w, "\nSeconds: median (minimum–maximum).\n")
+	fmt.Fprint(w, "\nSeconds: median (minimum–maximum). Requests and MB: what the node fetched. CPU: seconds of the server's processes.\n")
 	for _, t := range r.tables() {
 		r.table(w, t[0], t[1])
 	}
@@ -216,11 +217,11 @@ func (r *results) table(w io.Writer, image, link string) {
 	fmt.Fprintf(w, "\n### %s\n\n| | state | %s |", title, strings.Join(contestants, " | "))
 	ours := slices.Contains(contestants, "skimfs")
 	if ours {
-		fmt.Fprint(w, " ÷ limit | requests | MB | daemon CPU |")
+		fmt.Fprint(w, " ÷ limit | requests | MB | CPU | limit's CPU |")
 	}
 	fmt.Fprint(w, "\n|---|---|", strings.Repeat("--:|", len(contestants)))
 	if ours {
-		fmt.Fprint(w, strings.Repeat("--:|", 4))
+		fmt.Fprint(w, strings.Repeat("--:|", 5))
 	}
 	fmt.Fprintln(w)
 	for _, k := range rows {
@@ -234,6 +235,7 @@ func (r *results) table(w io.Writer, image, link string) {
 			fmt.Fprintf(w, " %s |", numberText("%.0f", r.pick(image, link, k.row, k.state, "skimfs", requests).median))
 			fmt.Fprintf(w, " %s |", numberText("%.1f", r.pick(image, link, k.row, k.state, "skimfs", received).median/1e6))
 			fmt.Fprintf(w, " %s |", numberText("%.2f", r.pick(image, link, k.row, k.state, "skimfs", cpu).median))
+			fmt.Fprintf(w, " %s |", numberText("%.2f", r.pick(image, link, k.row, k.state, "limit", cpu).median))
 		}
 		fmt.Fprintln(w)
 	}

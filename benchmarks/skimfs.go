@@ -91,6 +91,8 @@ func (k *skimfs) usage(s *scope) usage {
 	return usage{cpuSeconds(s, status.PID), status.Fetch.Requests, status.Fetch.Bytes}
 }
 
+func (k *skimfs) pid() int { return k.now.daemon.Process.Pid }
+
 func (k *skimfs) memory(s *scope) int64 { return anonymous(s, k.now.daemon.Process.Pid) }
 
 // startNode starts a daemon with an empty cache and returns when it is ready.

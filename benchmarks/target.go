@@ -3,7 +3,9 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"math"
+	"slices"
 )
 
 // target is a figure that the design promises.
@@ -58,22 +60,21 @@ func shareFetched(r *results) float64 {
 	return math.NaN()
 }
 
-// worstHot returns the largest ratio to native among the hot rows that take long enough to be measured.
-func worstHot(r *results) float64 {
-	worst := math.NaN()
+// hotRows returns, for each hot row that takes long enough to be measured, its ratio to native. The
+// minima are compared: what is above them is the machine's.
+func hotRows(r *results) map[string]float64 {
+	ratios := map[string]float64{}
 	for _, t := range r.tables() {
 		rows, _ := r.rows(t[0], t[1])
 		for _, k := range rows {
-			if k.state != hot {
-				continue
-			}
-			native := r.pick(t[0], t[1], k.row, hot, "native", seconds).median
-			if q := r.pick(t[0], t[1], k.row, hot, "skimfs", seconds).median / native; native > 0.01 && !(q <= worst) && !math.IsNaN(q) {
-				worst = q
+			native := r.pick(t[0], t[1], k.row, hot, "native", seconds)
+			ours := r.pick(t[0], t[1], k.row, hot, "skimfs", seconds)
+			if k.state == hot && native.n > 0 && ours.n > 0 && native.min > 0.01 {
+				ratios[t[0]+", "+k.row] = ours.min / native.min
 			}
 		}
 	}
-	return worst
+	return ratios
 }
 
 // targets are those of the design's section 10.
@@ -85,7 +86,6 @@ var targets = []target{
 		ratio(median("many", "small files, 8 threads", cached, "skimfs"), median("many", "small files, 8 threads", cached, "limit"))},
 	{"1 GiB sequential, cached, fresh mount", 1, "GB/s", true, throughput(cached, false)},
 	{"1 GiB sequential, cold, over the link (20 ms)", 0.2, "GB/s", true, throughput(cold, true)},
-	{"worst hot row ÷ native", 1.05, "×", false, worstHot},
 	{"memory after walking 100 k files", 100, "MB", false, memoryAfter("many", "find", cold)},
 	{"publish the demo image", 10, "s", false, median("demo", publishFirst, "", "skimfs")},
 	{"publish it again, one file changed", 1, "s", false, median("demo", publishChanged, "", "skimfs")},
@@ -106,7 +106,12 @@ var targets = []target{
 // targetTable compares what was measured with what was promised.
 func (r *results) targetTable(w io.Writer) {
 	fmt.Fprint(w, "\n### Targets\n\n| what | target | measured | |\n|---|--:|--:|---|\n")
-	for _, t := range targets {
+	all := slices.Clone(targets)
+	ratios := hotRows(r)
+	for _, name := range slices.Sorted(maps.Keys(ratios)) {
+		all = append(all, target{"hot ÷ native: " + name, 1.05, "×", false, func(*results) float64 { return ratios[name] }})
+	}
+	for _, t := range all {
 		value := t.value(r)
 		if math.IsNaN(value) || math.IsInf(value, 0) {
 			continue

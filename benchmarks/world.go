@@ -25,9 +25,9 @@ type image struct {
 	works      []work
 }
 
-func newImage(s *scope, name, layout string) *image {
-	progress("%s: unpacking", name)
-	i := &image{name: name, layout: layout, root: testkit.Unpack(s, layout, "latest")}
+// newImage describes the image tagged "latest" in a layout, whose files are below root.
+func newImage(s *scope, name, layout, root string) *image {
+	i := &image{name: name, layout: layout, root: root}
 	_, i.packed = measureTree(s, filepath.Join(layout, "blobs"))
 	i.files, i.bytes = measureTree(s, i.root)
 	var list bytes.Buffer
@@ -48,6 +48,13 @@ func newImage(s *scope, name, layout string) *image {
 	i.small = filepath.Join(s.TempDir(), "small")
 	s.check(os.WriteFile(i.small, list.Bytes(), 0o644))
 	return i
+}
+
+// unpack is testkit.Unpack without its limit of time, for gzip layers.
+func unpack(s *scope, layout string) string {
+	bundle := filepath.Join(s.TempDir(), "bundle")
+	run(s, testkit.Program(s, "umoci"), "unpack", "--image", layout+":latest", bundle)
+	return filepath.Join(bundle, "rootfs")
 }
 
 func (i *image) has(path string) bool {

@@ -70,9 +70,28 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	}
 	err := d.serve(ready)
 	d.origins.close()
-	err = errors.Join(err, d.db.Close())
+	err = errors.Join(err, d.closeCache())
 	d.log.Info("daemon ended", "cache", d.place.cache, "err", err)
 	return err
+}
+
+// closeTime bounds the time for writing down what the cache's index has in memory.
+const closeTime = time.Minute
+
+// closeCache leaves the cache clean if it can. A directory that somebody removed, as batch systems do at a job's end, is left alone: its
+// index would be written again and again.
+func (d *Daemon) closeCache() error {
+	if _, err := os.Stat(filepath.Join(d.place.cache, "lock")); err != nil {
+		return fmt.Errorf("the cache directory was removed while in use: %w", err)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- d.db.Close() }()
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(closeTime):
+		return fmt.Errorf("closing cache %q: not done within %v", d.place.cache, closeTime)
+	}
 }
 
 // open takes the cache over.

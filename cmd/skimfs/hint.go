@@ -54,7 +54,7 @@ func nodeHint(err error, a about) string {
 	case mountd.NotMounted:
 		return "`skimfs status` lists all mounts"
 	case mountd.NoFuse:
-		return "load the kernel module (`modprobe fuse`); a container needs `--device /dev/fuse`"
+		return "load the kernel module (`modprobe fuse`); users need /dev/fuse with mode 0666, a container `--device /dev/fuse`"
 	case mountd.Conflict:
 		return "`skimfs cache limit set SIZE` changes the limit of a running daemon"
 	case mountd.CacheFailed:

@@ -193,7 +193,7 @@ func TestDamage(t *testing.T) {
 	for name, act := range damage {
 		for _, running := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, running %v", name, running), func(t *testing.T) {
-				for range 8 {
+				for range 4 {
 					dir := scratchDir(t)
 					db := open(t, cachedb.Config{Dir: dir})
 					for i, n := range sizes {

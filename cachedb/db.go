@@ -320,6 +320,7 @@ func (db *DB) Sync(ctx context.Context) error {
 		return err
 	}
 	db.writing.Release(pendingWrites)
+	db.space.forget()
 	if err := db.flush(); err != nil {
 		return err
 	}

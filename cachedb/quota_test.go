@@ -9,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,7 +25,7 @@ func churnSize(n uint64) int {
 	return 32<<10 + rng.IntN(1<<20-32<<10)
 }
 
-// The limit holds on what du counts, under several writers and readers, while ten times the limit streams through; what
+// The limit holds on what du counts, under several writers and readers, while six times the limit streams through; what
 // is read again and again survives.
 func TestLimitHoldsUnderChurn(t *testing.T) {
 	const limit = 64 << 20
@@ -41,7 +40,7 @@ func TestLimitHoldsUnderChurn(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			for streamed.Load() < 10*limit {
+			for streamed.Load() < 6*limit {
 				n := uint64(next.Add(1))
 				plain := content(n, churnSize(n))
 				var fills atomic.Int64
@@ -143,6 +142,10 @@ func TestLeastRecentlyUsedLeavesFirst(t *testing.T) {
 // Readers never see an object vanish under them, nor a wrong byte, while everything turns over.
 func TestReadsDuringEviction(t *testing.T) {
 	db := open(t, cachedb.Config{Dir: t.TempDir(), Limit: 24 << 20})
+	var objects [400][]byte
+	for n := range objects {
+		objects[n] = content(uint64(n), churnSize(uint64(n))/4+1)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	var hits atomic.Int64
@@ -150,17 +153,16 @@ func TestReadsDuringEviction(t *testing.T) {
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(1, rand.Uint64()))
 			for ctx.Err() == nil {
-				n := rng.Uint64N(400)
-				if cached(t, db, content(n, churnSize(n)/4+1)) {
+				if cached(t, db, objects[rng.IntN(len(objects))]) {
 					hits.Add(1)
 				}
 			}
 		})
 	}
 	for round := range 3 {
-		for n := range uint64(400) {
-			put(t, db, content(n, churnSize(n)/4+1))
-			put(t, db, content(uint64(round)*1000+n+10_000, churnSize(n)/4+1))
+		for n := range objects {
+			put(t, db, objects[n])
+			put(t, db, content(uint64(1000*round+n+10_000), len(objects[n])))
 		}
 	}
 	cancel()
@@ -228,7 +230,7 @@ func TestFullPartition(t *testing.T) {
 		for _, f := range all {
 			os.Remove(f)
 		}
-		time.Sleep(30 * time.Millisecond) // free space is looked at every 20 ms
+		syncDB(t, db) // free space is looked at anew
 		before := db.Stats().Uncached
 		stream(100)
 		syncDB(t, db)

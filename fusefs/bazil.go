@@ -18,7 +18,7 @@ const (
 	mostReaders   = 8
 	scratchSize   = 128 << 10 // the largest reply of a connection without FUSE_MAX_PAGES
 	opcodeIoctl   = 39
-	maxOddReads   = 1000
+	maxOddReads   = 100
 )
 
 // server answers the requests of one bazil connection from a Core: a fixed number of goroutines read requests and answer
@@ -167,14 +167,15 @@ func (s *server) answer(ctx context.Context, req fuse.Request, buf []byte) ([]by
 	case *fuse.ReadRequest:
 		return s.read(ctx, r, buf)
 	case *fuse.ReadlinkRequest:
-		return c.Readlink(NodeID(r.Node))
+		target, err := c.Readlink(NodeID(r.Node))
+		return append(buf[:0], target...), err // copied here, where a fault in mapped memory is caught
 	case *fuse.OpenRequest:
 		return s.open(r, buf)
 	case *fuse.GetxattrRequest:
 		value, err := c.Getxattr(NodeID(r.Node), r.Name)
 		return sized(buf, value, r.Size, err)
 	case *fuse.ListxattrRequest:
-		names, err := c.Listxattr(NodeID(r.Node), buf[:0])
+		names, err := c.Listxattr(NodeID(r.Node), nil)
 		return sized(buf, names, r.Size, err)
 	case *fuse.StatfsRequest:
 		t, err := c.Statfs(NodeID(r.Node))
@@ -249,7 +250,7 @@ func sized(buf, value []byte, room uint32, err error) ([]byte, error) {
 	case uint64(len(value)) > uint64(room):
 		return nil, errRange
 	}
-	return value, nil
+	return append(buf[:0], value...), nil // copied for the reason Readlink's answer is
 }
 
 // replySize is the room that the answer to a request needs.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -44,6 +45,15 @@ type store struct {
 func newStore() *store {
 	return &store{objects: map[index.Digest][]byte{}, gates: map[index.Digest]chan struct{}{}, broken: map[index.Digest]bool{},
 		waiting: map[index.Digest]int{}, reads: map[index.Digest]int{}}
+}
+
+// clone returns a store with the same objects.
+func (s *store) clone() *store {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := newStore()
+	c.objects = maps.Clone(s.objects)
+	return c
 }
 
 func (s *store) put(d index.Digest, plain []byte) error {

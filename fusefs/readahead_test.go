@@ -1,6 +1,8 @@
 package fusefs_test
 
 import (
+	"bytes"
+	"slices"
 	"testing"
 
 	"github.com/skimfs/skimfs/fusefs"
@@ -9,17 +11,13 @@ import (
 
 const readSize = 128 << 10
 
-// newStream is a Core over a file of n chunks, all different, and the file's NodeID.
+// newStream is a Core over a file of n equal chunks, and the file's NodeID.
 func newStream(t *testing.T, n int, readAhead int64) (*store, *fusefs.Core, fusefs.NodeID) {
 	t.Helper()
 	s := newStore()
-	content := make([]byte, n*index.ChunkSize)
-	for i := range n {
-		content[i*index.ChunkSize] = byte(i)
-		content[i*index.ChunkSize+1] = 1
-	}
 	root := newDir(0o755)
-	add(root, "stream", s.file(t, 0o644, content))
+	stream := add(root, "stream", s.file(t, 0o644, bytes.Repeat([]byte{1}, index.ChunkSize)))
+	stream.Size, stream.Chunks = int64(n)*index.ChunkSize, slices.Repeat(stream.Chunks, n)
 	ref := s.image(t, root, index.ImageInfo{})
 	c, _ := s.newCore(t, fusefs.Config{Tree: s.tree(t, ref.Catalog), ReadAhead: readAhead})
 	return s, c, walk(t, c, fusefs.RootID, "stream").Node

@@ -79,8 +79,12 @@ func (c *Core) Forget(id NodeID, n uint64) {
 	if s == nil {
 		return
 	}
-	if s.lookups.Add(-int64(n)) <= 0 && s != c.top {
-		s.tree.Store(nil)
+	if s.lookups.Add(-int64(n)) > 0 || s == c.top {
+		return
+	}
+	t := s.tree.Swap(nil)
+	if s.lookups.Load() > 0 {
+		s.tree.CompareAndSwap(nil, t) // a lookup came in between
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/skimfs/skimfs/fusefs"
@@ -31,6 +32,24 @@ const manyNames = 3000
 var zooInfo = index.ImageInfo{Bytes: 123456789, Entries: 4321}
 
 func newZoo(t testing.TB) *zoo {
+	t.Helper()
+	onceZoo.Do(func() { builtZoo = buildZoo(t) })
+	if builtZoo == nil {
+		t.Fatal("the image could not be built")
+	}
+	z := *builtZoo
+	z.store = z.store.clone()
+	return &z
+}
+
+// The large images are built once; each test has a store of its own.
+var (
+	onceZoo, onceSplit sync.Once
+	builtZoo           *zoo
+	builtSplit         *split
+)
+
+func buildZoo(t testing.TB) *zoo {
 	t.Helper()
 	z := &zoo{store: newStore(), root: newDir(0o755)}
 	rnd := rand.NewChaCha8([32]byte{1})
@@ -94,6 +113,17 @@ type split struct {
 }
 
 func newSplit(t testing.TB) *split {
+	t.Helper()
+	onceSplit.Do(func() { builtSplit = buildSplit(t) })
+	if builtSplit == nil {
+		t.Fatal("the image could not be built")
+	}
+	s := *builtSplit
+	s.store = s.store.clone()
+	return &s
+}
+
+func buildSplit(t testing.TB) *split {
 	t.Helper()
 	s := &split{store: newStore()}
 	root := newDir(0o755)

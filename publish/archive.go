@@ -104,6 +104,10 @@ func (a *archive) open(_ context.Context, d index.Digest, _ int64) (io.ReadClose
 	return io.NopCloser(r), nil
 }
 
+func (a *archive) manifest(ctx context.Context, desc v1.Descriptor) ([]byte, error) {
+	return readBlob(ctx, a, desc)
+}
+
 // dockerImage is an entry of manifest.json in what docker save writes.
 type dockerImage struct {
 	Config   string

@@ -268,8 +268,9 @@ func (r *repo) objects() map[string]os.FileInfo {
 
 // layoutSpec is an image for a test.
 type layoutSpec struct {
-	layers  [][]byte // tar archives
-	diffIDs []string // in place of the right ones
+	layers  [][]byte                                           // tar archives
+	large   func(dir string) (diffID, blob string, size int64) // writes one more layer into the layout
+	diffIDs []string                                           // in place of the right ones
 	config  map[string]any
 	os      string
 	arch    string
@@ -320,6 +321,11 @@ func writeLayout(t testing.TB, specs ...layoutSpec) (dir string, blobs []string)
 			if i == 0 {
 				blobs = append(blobs, sum(buf.Bytes()))
 			}
+		}
+		if s.large != nil {
+			diffID, digest, size := s.large(dir)
+			layers = append(layers, map[string]any{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": size})
+			diffIDs = append(diffIDs, diffID)
 		}
 		if s.diffIDs != nil {
 			diffIDs = s.diffIDs

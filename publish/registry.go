@@ -5,26 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/skimfs/skimfs/index"
 )
 
-// registry is a repository at a registry.
+// registry is a repository at a registry, logged in to.
 type registry struct {
-	repo    name.Repository
-	top     []byte // what the reference names, an image manifest or an image index
-	topHash v1.Hash
-}
-
-func remoteOptions(ctx context.Context) []remote.Option {
-	return []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithUserAgent("skimfs")}
+	repo   name.Repository
+	puller *remote.Puller
+	client *http.Client
 }
 
 func openRegistry(ctx context.Context, text string, want choice) ([]*image, string, io.Closer, error) {
@@ -32,12 +31,19 @@ func openRegistry(ctx context.Context, text string, want choice) ([]*image, stri
 	if err != nil {
 		return nil, "", nil, err
 	}
-	got, err := remote.Get(ref, remoteOptions(ctx)...)
+	puller, err := remote.NewPuller(remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithUserAgent("skimfs"))
 	if err != nil {
 		return nil, "", nil, err
 	}
-	b := &registry{repo: ref.Context(), top: got.Manifest, topHash: got.Digest}
-	images, err := pick(ctx, b, got.Descriptor, want)
+	got, err := puller.Get(ctx, ref)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	b := &registry{repo: ref.Context(), puller: puller}
+	if err := b.login(ctx); err != nil {
+		return nil, "", nil, err
+	}
+	images, err := pick(ctx, b, got.Manifest, got.MediaType, want)
 	if err != nil {
 		return nil, "", nil, err
 	}
@@ -45,27 +51,150 @@ func openRegistry(ctx context.Context, text string, want choice) ([]*image, stri
 	return images, as, b, err
 }
 
-func (r *registry) open(ctx context.Context, d index.Digest, _ int64) (io.ReadCloser, error) {
-	ref := r.repo.Digest(d.String())
-	if r.topHash.String() == d.String() {
-		return io.NopCloser(strings.NewReader(string(r.top))), nil
+// login makes the client that reads blobs: with the credentials of docker's config, which go to the registry alone.
+func (r *registry) login(ctx context.Context) error {
+	auth, err := authn.Resolve(ctx, authn.DefaultKeychain, r.repo)
+	if err != nil {
+		return err
 	}
-	l, err := remote.Layer(ref, remoteOptions(ctx)...)
+	t, err := transport.NewWithContext(ctx, r.repo.Registry, auth, remote.DefaultTransport, []string{r.repo.Scope(transport.PullScope)})
+	if err != nil {
+		return err
+	}
+	r.client = &http.Client{Transport: t}
+	return nil
+}
+
+func (r *registry) manifest(ctx context.Context, desc v1.Descriptor) ([]byte, error) {
+	m, err := r.puller.Get(ctx, r.repo.Digest(desc.Digest.String()))
 	if err != nil {
 		return nil, err
 	}
-	body, err := l.Compressed()
-	if err == nil {
-		return body, nil
-	}
-	// An image manifest below an image index is no blob.
-	if m, mErr := remote.Get(ref, remoteOptions(ctx)...); mErr == nil {
-		return io.NopCloser(strings.NewReader(string(m.Manifest))), nil
-	}
-	return nil, err
+	return m.Manifest, nil
 }
 
 func (*registry) Close() error { return nil }
+
+func (r *registry) open(ctx context.Context, d index.Digest, size int64) (io.ReadCloser, error) {
+	b := &remoteBlob{ctx: ctx, r: r, size: size}
+	b.url = fmt.Sprintf("%s://%s/v2/%s/blobs/%s", r.repo.Scheme(), r.repo.RegistryStr(), r.repo.RepositoryStr(), d)
+	return b, b.connect()
+}
+
+const (
+	blobAttempts = 6                // in a row without a byte
+	blobStall    = 60 * time.Second // without a byte
+)
+
+// remoteBlob reads a blob and goes on where it was when a connection breaks.
+type remoteBlob struct {
+	ctx    context.Context // of the conversion that reads
+	r      *registry
+	url    string
+	at     int64
+	size   int64
+	body   io.ReadCloser
+	cancel context.CancelFunc
+	stall  *time.Timer
+	failed int // attempts since the last byte
+}
+
+// connect asks for the rest of the blob, several times if it must.
+func (b *remoteBlob) connect() error {
+	for {
+		err := b.request()
+		if err == nil {
+			return nil
+		}
+		if err := b.again(err); err != nil {
+			return err
+		}
+	}
+}
+
+// again waits before the next attempt, or returns err if there is none.
+func (b *remoteBlob) again(err error) error {
+	var te *transport.Error
+	if errors.As(err, &te) && !te.Temporary() && te.StatusCode < 500 {
+		return err
+	}
+	if b.failed++; b.failed >= blobAttempts {
+		return err
+	}
+	select {
+	case <-b.ctx.Done():
+		return b.ctx.Err()
+	case <-time.After(100 * time.Millisecond << b.failed):
+		return nil
+	}
+}
+
+func (b *remoteBlob) request() error {
+	b.Close()
+	ctx, cancel := context.WithCancel(b.ctx)
+	b.cancel, b.stall = cancel, time.AfterFunc(blobStall, cancel)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.url, nil)
+	if err != nil {
+		return err
+	}
+	if b.at > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.at, b.size-1))
+	}
+	resp, err := b.r.client.Do(req)
+	if err != nil {
+		return err
+	}
+	b.body = resp.Body
+	if err := transport.CheckError(resp, http.StatusOK, http.StatusPartialContent); err != nil {
+		return err
+	}
+	if b.at > 0 && resp.StatusCode == http.StatusOK {
+		// This registry knows no ranges: skip what was read.
+		_, err = io.CopyN(io.Discard, resp.Body, b.at)
+	}
+	return err
+}
+
+func (b *remoteBlob) Read(p []byte) (int, error) {
+	for {
+		b.stall.Reset(blobStall)
+		n, err := b.body.Read(p)
+		b.at += int64(n)
+		if n > 0 {
+			b.failed = 0
+			return n, nil
+		}
+		if err == nil {
+			return 0, nil
+		}
+		if errors.Is(err, io.EOF) {
+			if b.at >= b.size {
+				return 0, io.EOF
+			}
+			err = io.ErrUnexpectedEOF
+		}
+		if b.ctx.Err() != nil {
+			return 0, b.ctx.Err()
+		}
+		if err := b.again(fmt.Errorf("GET %s: %w", b.url, err)); err != nil {
+			return 0, err
+		}
+		if err := b.connect(); err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (b *remoteBlob) Close() error {
+	if b.cancel != nil {
+		b.stall.Stop()
+		b.cancel()
+	}
+	if b.body != nil {
+		return b.body.Close()
+	}
+	return nil
+}
 
 // canonicalName turns a reference as people write it (debian:12) into a name in a repository (docker.io/library/debian:12).
 func canonicalName(text string) (string, error) {

@@ -124,6 +124,8 @@ type layerBlob struct {
 type blobs interface {
 	// open returns a blob of size bytes. Its content is not checked yet.
 	open(ctx context.Context, d index.Digest, size int64) (io.ReadCloser, error)
+	// manifest returns an image manifest or image index. Its content is not checked yet.
+	manifest(ctx context.Context, desc v1.Descriptor) ([]byte, error)
 	io.Closer
 }
 
@@ -163,25 +165,37 @@ type choice struct {
 	all      bool
 }
 
-// pick follows a descriptor to the images that are wanted.
-func pick(ctx context.Context, b blobs, desc v1.Descriptor, want choice) ([]*image, error) {
-	data, err := readBlob(ctx, b, desc)
+// follow reads the manifest that a descriptor names and picks from it.
+func follow(ctx context.Context, b blobs, desc v1.Descriptor, want choice) ([]*image, error) {
+	data, err := b.manifest(ctx, desc)
 	if err != nil {
 		return nil, err
 	}
+	d, err := digestOf(desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if got := index.DigestOf(data); got != d {
+		return nil, fmt.Errorf("image manifest: %w", &index.DigestError{Want: d, Got: got})
+	}
+	return pick(ctx, b, data, desc.MediaType, want)
+}
+
+// pick returns the images that are wanted of an image manifest or an image index.
+func pick(ctx context.Context, b blobs, data []byte, mediaType types.MediaType, want choice) ([]*image, error) {
 	var head struct {
 		MediaType types.MediaType `json:"mediaType"`
 		Manifests []v1.Descriptor `json:"manifests"`
 		Config    v1.Descriptor   `json:"config"`
 	}
 	if err := json.Unmarshal(data, &head); err != nil {
-		return nil, fmt.Errorf("image manifest %v: %w", desc.Digest, err)
+		return nil, fmt.Errorf("image manifest: %w", err)
 	}
 	switch {
-	case desc.MediaType.IsSchema1() || head.MediaType.IsSchema1():
-		return nil, fmt.Errorf("image manifest %v: schema 1 is not supported", desc.Digest)
+	case mediaType.IsSchema1() || head.MediaType.IsSchema1():
+		return nil, fmt.Errorf("image manifest: schema 1 is not supported")
 	case len(head.Manifests) == 0 && head.Config.Size == 0:
-		return nil, fmt.Errorf("image manifest %v: neither an image manifest nor an image index", desc.Digest)
+		return nil, fmt.Errorf("image manifest: neither an image manifest nor an image index")
 	case len(head.Manifests) == 0:
 		i, err := readImage(ctx, b, data)
 		if err != nil {
@@ -209,7 +223,7 @@ func pickAmong(ctx context.Context, b blobs, manifests []v1.Descriptor, want cho
 		if m.Platform != nil && !want.all && !want.platform.matches(m.Platform) {
 			continue
 		}
-		images, err := pick(ctx, b, m, want)
+		images, err := follow(ctx, b, m, want)
 		if err != nil {
 			return nil, err
 		}
@@ -306,7 +320,7 @@ func (s Source) open(ctx context.Context, want choice) (images []*image, name st
 	}
 	desc, tag, err := s.tagged(top)
 	if err == nil {
-		images, err = pick(ctx, b, desc, want)
+		images, err = follow(ctx, b, desc, want)
 	}
 	if err != nil {
 		return nil, "", nil, errors.Join(err, b.Close())
@@ -382,6 +396,10 @@ type layoutDir string
 
 func (l layoutDir) open(_ context.Context, d index.Digest, _ int64) (io.ReadCloser, error) {
 	return os.Open(filepath.Join(string(l), "blobs", "sha256", d.Hex()))
+}
+
+func (l layoutDir) manifest(ctx context.Context, desc v1.Descriptor) ([]byte, error) {
+	return readBlob(ctx, l, desc)
 }
 
 func (layoutDir) Close() error { return nil }

@@ -469,3 +469,42 @@ func TestHostileNesting(t *testing.T) {
 		})
 	}
 }
+
+// Two catalogs of a name tree that give the same number: the second one is refused, and none of its numbers stay.
+func TestNumberInTwoCatalogs(t *testing.T) {
+	s := newStore()
+	split := numbered(2, dir("x", numbered(3, dir()), "y", numbered(5, dir())))
+	split.Split = true
+	ref, err := index.BuildNames(numbered(1, dir("a", split, "b", numbered(4, dir()))), s.put)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := s.get(t.Context(), ref.Digest, ref.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRaw(t, bytes.Clone(b))
+	r.put(r.sec[secNumbers][0]+4, 3)
+	c, err := index.NewCatalog(r.b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := index.NewTree(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts, err := tree.Parts()
+	if err != nil || len(parts) != 1 {
+		t.Fatal(parts, err)
+	}
+	child, err := s.load(t.Context(), parts[0].Ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parts[0].Attach(child); !errors.Is(err, index.ErrFormat) || !strings.Contains(err.Error(), "number 3") {
+		t.Errorf("attached: %v", err)
+	}
+	if pos, err := tree.At(5); err == nil {
+		t.Errorf("a refused catalog's number leads to %+v", pos)
+	}
+}

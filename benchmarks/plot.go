@@ -24,7 +24,7 @@ func (r *results) svg() []byte {
 		for _, k := range rows {
 			for _, c := range contestants {
 				if s := r.pick(t[0], t[1], k.row, k.state, c, seconds); s.n > 0 {
-					low, high = min(low, s.median), max(high, s.median)
+					low, high = min(low, s.min), max(high, s.max)
 				}
 			}
 		}
@@ -35,6 +35,7 @@ func (r *results) svg() []byte {
 			title += ", servers " + t[1] + " away"
 		}
 		fmt.Fprintf(&body, `<text x="10" y="%d" font-weight="bold">%s</text>`+"\n", y, html.EscapeString(title))
+		y += 18
 		legend := labelWidth
 		for _, c := range contestants {
 			fmt.Fprintf(&body, `<rect x="%d" y="%d" width="10" height="10" fill="%s"/><text x="%d" y="%d">%s</text>`+"\n", legend, y-9, colors[c], legend+14, y, c)

@@ -53,7 +53,11 @@ func newImage(s *scope, name, layout, root string) *image {
 // unpack is testkit.Unpack without its limit of time, for gzip layers.
 func unpack(s *scope, layout string) string {
 	bundle := filepath.Join(s.TempDir(), "bundle")
-	run(s, testkit.Program(s, "umoci"), "unpack", "--image", layout+":latest", bundle)
+	args := []string{"unpack", "--image", layout + ":latest", bundle}
+	if os.Getuid() != 0 {
+		args = append(args, "--rootless")
+	}
+	run(s, testkit.Program(s, "umoci"), args...)
 	return filepath.Join(bundle, "rootfs")
 }
 

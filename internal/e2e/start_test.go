@@ -174,7 +174,7 @@ mount --make-rprivate /
 mknod -m 0666 %[1]s/fuse c 10 229
 mount --bind %[1]s/fuse /dev/fuse
 exec setpriv --reuid=65534 --regid=65534 --clear-groups sh -ec '
-	export SKIMFS_HOME=%[1]s HOME=%[1]s
+	export SKIMFS_HOME=%[1]s HOME=%[1]s USER=nobody
 	%[2]s mount %[3]s#%[4]s %[1]s/mnt -o pubkey=%[5]s
 	stat -c %%u:%%g:%%a %[1]s/mnt/etc/shadow
 	bwrap --ro-bind %[1]s/mnt / --dev /dev --proc /proc --tmpfs /tmp python3 -c "%[6]s"

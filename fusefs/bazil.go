@@ -101,7 +101,7 @@ func (s *server) handle(req fuse.Request, scratch []byte) {
 	case *fuse.NotifyReply:
 		return
 	}
-	out, err := s.try(nil, req, scratch)
+	out, err := s.try(s.ctx, false, req, scratch)
 	if Later(err) {
 		s.core.stats.detached.Inc()
 		s.later.Go(func() { s.await(req, kind, start) })
@@ -120,7 +120,7 @@ func (s *server) await(req fuse.Request, kind op, start time.Time) {
 	buf := make([]byte, replySize(req))
 	var out []byte
 	err := s.core.Do(ctx, func() (err error) {
-		out, err = s.try(ctx, req, buf)
+		out, err = s.try(ctx, true, req, buf)
 		return err
 	})
 	s.finish(req, kind, start, out, err)
@@ -138,18 +138,18 @@ func (s *server) finish(req fuse.Request, kind op, start time.Time, out []byte, 
 	s.core.stats.done(kind, start)
 }
 
-// try computes an answer and turns a panic into an error. Without ctx it doesn't wait.
-func (s *server) try(ctx context.Context, req fuse.Request, buf []byte) (out []byte, err error) {
+// try computes an answer and turns a panic into an error. Only a read waits, and only with wait.
+func (s *server) try(ctx context.Context, wait bool, req fuse.Request, buf []byte) (out []byte, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			out, err = nil, s.core.errs.panicked("answering "+opOf(req).String(), p)
 		}
 	}()
-	return s.answer(ctx, req, buf)
+	return s.answer(ctx, wait, req, buf)
 }
 
 // answer computes the bytes that answer a request, in buf or elsewhere.
-func (s *server) answer(ctx context.Context, req fuse.Request, buf []byte) ([]byte, error) {
+func (s *server) answer(ctx context.Context, wait bool, req fuse.Request, buf []byte) ([]byte, error) {
 	c := s.core
 	switch r := req.(type) {
 	case *fuse.LookupRequest:
@@ -165,7 +165,7 @@ func (s *server) answer(ctx context.Context, req fuse.Request, buf []byte) ([]by
 		}
 		return attrOut(buf, &a), nil
 	case *fuse.ReadRequest:
-		return s.read(ctx, r, buf)
+		return s.read(ctx, wait, r, buf)
 	case *fuse.ReadlinkRequest:
 		target, err := c.Readlink(NodeID(r.Node))
 		return append(buf[:0], target...), err // copied here, where a fault in mapped memory is caught
@@ -195,7 +195,7 @@ func (s *server) answer(ctx context.Context, req fuse.Request, buf []byte) ([]by
 	return nil, errNoSys
 }
 
-func (s *server) read(ctx context.Context, r *fuse.ReadRequest, buf []byte) ([]byte, error) {
+func (s *server) read(ctx context.Context, wait bool, r *fuse.ReadRequest, buf []byte) ([]byte, error) {
 	if r.Size > len(buf) {
 		buf = make([]byte, r.Size)
 	}
@@ -205,7 +205,7 @@ func (s *server) read(ctx context.Context, r *fuse.ReadRequest, buf []byte) ([]b
 	switch {
 	case r.Dir:
 		n, err = s.core.Readdir(NodeID(r.Node), uint64(r.Offset), buf)
-	case ctx == nil:
+	case !wait:
 		n, err = s.core.Read(NodeID(r.Node), r.Offset, buf)
 	default:
 		n, err = s.core.ReadWait(ctx, NodeID(r.Node), r.Offset, buf)

@@ -29,16 +29,16 @@ func (c *Core) Open(id NodeID, dir bool) error {
 // Read fills p with the file's bytes from off on, as far as the file goes, from what is on this node. It reads nothing,
 // and Later is true of its error, if part of that is elsewhere: then ReadWait gets it.
 func (c *Core) Read(id NodeID, off int64, p []byte) (int, error) {
-	return c.read(nil, id, off, p)
+	return c.read(c.ctx, false, id, off, p)
 }
 
 // ReadWait is Read that waits until ctx ends.
 func (c *Core) ReadWait(ctx context.Context, id NodeID, off int64, p []byte) (int, error) {
-	return c.read(ctx, id, off, p)
+	return c.read(ctx, true, id, off, p)
 }
 
-// read is Read if ctx is nil.
-func (c *Core) read(ctx context.Context, id NodeID, off int64, p []byte) (int, error) {
+// read is Read, or with wait ReadWait.
+func (c *Core) read(ctx context.Context, wait bool, id NodeID, off int64, p []byte) (int, error) {
 	at, err := c.at(id, false)
 	if err != nil {
 		return 0, err
@@ -56,7 +56,7 @@ func (c *Core) read(ctx context.Context, id NodeID, off int64, p []byte) (int, e
 		return 0, nil
 	}
 	p = p[:min(int64(len(p)), n.Size-off)]
-	if ctx == nil && c.prefetch != nil {
+	if !wait && c.prefetch != nil {
 		c.ahead.note(c.prefetch, id, cat, &n, off, int64(len(p)))
 	}
 	for done := 0; done < len(p); {
@@ -67,7 +67,7 @@ func (c *Core) read(ctx context.Context, id NodeID, off int64, p []byte) (int, e
 		}
 		from -= chunk.Offset
 		part := p[done:min(int64(len(p)), int64(done)+chunk.Size-from)]
-		if err := c.readChunk(ctx, chunk, part, from); err != nil {
+		if err := c.readChunk(ctx, wait, chunk, part, from); err != nil {
 			return 0, err
 		}
 		done += len(part)
@@ -75,7 +75,7 @@ func (c *Core) read(ctx context.Context, id NodeID, off int64, p []byte) (int, e
 	return len(p), nil
 }
 
-func (c *Core) readChunk(ctx context.Context, chunk index.Chunk, p []byte, off int64) error {
+func (c *Core) readChunk(ctx context.Context, wait bool, chunk index.Chunk, p []byte, off int64) error {
 	if chunk.IsHole() {
 		clear(p)
 		return nil
@@ -83,7 +83,7 @@ func (c *Core) readChunk(ctx context.Context, chunk index.Chunk, p []byte, off i
 	if c.cached != nil && c.cached.ReadCached(chunk, p, off) {
 		return nil
 	}
-	if ctx == nil {
+	if !wait {
 		return errContent
 	}
 	if err := c.cfg.Chunks.ReadChunk(ctx, chunk, p, off); err != nil {

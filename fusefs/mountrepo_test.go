@@ -106,3 +106,27 @@ func TestMountedRepositoryShowsANewRevision(t *testing.T) {
 		t.Errorf("logged: %s", l)
 	}
 }
+
+func TestKernelKeepsListingsInsideImagesOnly(t *testing.T) {
+	r := newRepository(t)
+	set := metrics.NewSet()
+	c, _ := r.newCore(t, fusefs.Config{Tree: r.tree(t, r.names), Metrics: set})
+	dir := mount(t, c)
+	for _, test := range []struct {
+		claim, path string
+		kept        bool
+	}{
+		{"in an image", ".flat/ab/0123/bin", true},
+		{"an image's root", ".flat/ab/0123", true},
+		{"in the name tree", "registry.test", false},
+	} {
+		t.Run(test.claim, func(t *testing.T) {
+			sh(t, `ls $1/$2`, dir, test.path)
+			before := requests(set, "readdir")
+			sh(t, `ls $1/$2`, dir, test.path)
+			if n := requests(set, "readdir") - before; (n == 0) != test.kept {
+				t.Errorf("the second listing took %d readdir requests", n)
+			}
+		})
+	}
+}

@@ -9,9 +9,10 @@ PLAIN := ./cmd/... ./benchmarks/... ./internal/...
 RACE   = $(filter-out $(shell $(GO) list $(PLAIN)),$(shell $(GO) list ./...))
 FUZZTIME ?= 20s
 TESTFLAGS ?=
+BENCHFLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test race fuzz lint install uninstall clean demo demo-stop FORCE
+.PHONY: help build deps test race fuzz lint bench install uninstall clean demo demo-stop FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -44,6 +45,10 @@ lint: ## check form, go vet and staticcheck (staticcheck.conf says why)
 		[ -z "$$unformatted" ] || { echo "gofmt -w" $$unformatted >&2; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+
+bench: deps ## measure skimfs beside its peers, about 5 minutes; BENCHFLAGS="-many -big" for more (as root)
+	@mkdir -p .bench
+	$(GO) run ./benchmarks -md .bench/results.md -json .bench/results.json -svg .bench/results.svg $(BENCHFLAGS)
 
 demo: build ## publish, mount and run a real image; ends with a table, leaves it mounted
 	scripts/demo

@@ -100,6 +100,13 @@ func (r *results) remember(s sample, after string, anonymous int64) {
 
 // save writes the files that the options name.
 func (r *results) save(o options) error {
+	if o.md != "" {
+		var text bytes.Buffer
+		r.markdown(&text)
+		if err := os.WriteFile(o.md, text.Bytes(), 0o644); err != nil {
+			return err
+		}
+	}
 	if o.json != "" {
 		data, err := json.MarshalIndent(r, "", " ")
 		if err != nil {

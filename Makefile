@@ -3,6 +3,7 @@ GO      ?= go
 PREFIX  ?= /usr/local
 DESTDIR ?=
 BINDIR  ?= $(PREFIX)/bin
+UNITDIR ?= $(PREFIX)/lib/systemd/system
 
 # What `make test` runs with the race detector: all that holds goroutines. The rest drives programs.
 PLAIN := ./cmd/... ./benchmarks/... ./internal/...
@@ -12,7 +13,7 @@ TESTFLAGS ?=
 BENCHFLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test race fuzz lint bench install uninstall clean demo demo-stop FORCE
+.PHONY: help build deps test race fuzz lint bench docs install uninstall clean demo demo-stop FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -56,11 +57,24 @@ demo: build ## publish, mount and run a real image; ends with a table, leaves it
 demo-stop: ## take down what the demo left
 	scripts/demo stop
 
-install: build ## install below PREFIX (/usr/local); DESTDIR for packages
+docs: build ## write man pages and completions, made from the command table, to bin/
+	rm -rf bin/man bin/completion && mkdir -p bin/completion
+	bin/skimfs man bin/man
+	for shell in bash zsh fish; do bin/skimfs completion $$shell >bin/completion/skimfs.$$shell; done
+
+install: docs ## install below PREFIX (/usr/local); DESTDIR for packages
 	install -D -m 0755 bin/skimfs $(DESTDIR)$(BINDIR)/skimfs
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 && install -m 0644 bin/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	install -D -m 0644 bin/completion/skimfs.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/skimfs
+	install -D -m 0644 bin/completion/skimfs.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs
+	install -D -m 0644 bin/completion/skimfs.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish
+	install -D -m 0644 packaging/systemd/skimfs-mountd.service $(DESTDIR)$(UNITDIR)/skimfs-mountd.service
+	sed -i 's|^ExecStart=[^ ]*skimfs|ExecStart=$(BINDIR)/skimfs|' $(DESTDIR)$(UNITDIR)/skimfs-mountd.service
 
 uninstall: ## remove what install put there
-	rm -f $(DESTDIR)$(BINDIR)/skimfs
+	rm -f $(DESTDIR)$(BINDIR)/skimfs $(DESTDIR)$(PREFIX)/share/man/man1/skimfs.1 $(DESTDIR)$(PREFIX)/share/man/man1/skimfs-*.1 \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/skimfs $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs \
+		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish $(DESTDIR)$(UNITDIR)/skimfs-mountd.service
 
 clean: demo-stop ## remove what was built; the cached images stay
 	rm -rf bin .demo .bench

@@ -113,7 +113,7 @@ func commands() []*cobra.Command {
 	return []*cobra.Command{
 		repoCommand(), publishCommand(), serveCommand(),
 		mountCommand(), umountCommand(), statusCommand(), lsCommand(), catCommand(), statCommand(), cacheCommand(), mountdCommand(),
-		versionCommand(),
+		versionCommand(), manCommand(),
 	}
 }
 

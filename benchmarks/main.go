@@ -90,7 +90,10 @@ func benchmark(o options) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	results := newResults(o)
-	err := inScope(ctx, func(s *scope) { measureAll(s, o, results) })
+	err := inScope(ctx, func(s *scope) {
+		s.check(sweep())
+		measureAll(s, o, results)
+	})
 	results.end()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "benchmarks: %v\n", err)

@@ -277,6 +277,9 @@ func (r *results) memoryTable(w io.Writer) {
 
 // publishTable lists times of publishing and sizes.
 func (r *results) publishTable(w io.Writer) {
+	if !slices.ContainsFunc(r.Samples, func(s sample) bool { return s.State == "" }) {
+		return
+	}
 	fmt.Fprint(w, "\n### Publishing\n\n| image | as shipped | repository | first | again | one file changed |\n|---|--:|--:|--:|--:|--:|\n")
 	for _, i := range r.Images {
 		size := "–"

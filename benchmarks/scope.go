@@ -5,8 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skimfs/skimfs/internal/testkit"
 )
 
 // scope lends the test kit, which wants a test, to a program: it is a testing.TB whose Fatal
@@ -79,7 +86,7 @@ func (s *scope) Logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format
 func (s *scope) Failed() bool                    { return len(s.errs) > 0 }
 
 func (s *scope) TempDir() string {
-	dir, err := os.MkdirTemp("", "skimfs-bench-")
+	dir, err := os.MkdirTemp("", fmt.Sprintf("skimfs-bench-%d-", os.Getpid()))
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -89,6 +96,26 @@ func (s *scope) TempDir() string {
 		}
 	})
 	return dir
+}
+
+// sweep removes what runs of this program left that were killed.
+func sweep() error {
+	left, err := filepath.Glob(filepath.Join(os.TempDir(), "skimfs-bench-*-*"))
+	for _, dir := range left {
+		pid, e := strconv.Atoi(strings.Split(filepath.Base(dir), "-")[2])
+		if e != nil || unix.Kill(pid, 0) != unix.ESRCH {
+			continue
+		}
+		mounts, e := testkit.MountsBelow(dir)
+		for _, mount := range mounts {
+			e = errors.Join(e, unix.Unmount(mount, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
+		}
+		if e == nil { // what is still mounted there would be emptied
+			e = os.RemoveAll(dir)
+		}
+		err = errors.Join(err, e)
+	}
+	return err
 }
 
 // check ends the scope if err is set or the user has asked to stop.

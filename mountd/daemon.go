@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -35,6 +36,7 @@ type Daemon struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	lastID  atomic.Int64
 	targets targetLocks
 	mu      sync.Mutex // guards what follows; taken after a target's lock
 	mounts  map[string]*mount

@@ -38,6 +38,7 @@ const mountState = "mount/"
 
 // mount is a mount's life. fuse is nil while it is lost: recorded, and waiting to be mounted again.
 type mount struct {
+	id      int64 // in this daemon's life
 	record  mountRecord
 	begun   time.Time
 	origin  *origin
@@ -54,7 +55,7 @@ type mount struct {
 func (m *mount) status() MountStatus {
 	r := &m.record
 	s := MountStatus{
-		Source: r.Source, Target: r.Target, State: "mounted", Kind: "repository", Repository: r.Repository, Revision: r.Revision,
+		ID: m.id, Source: r.Source, Target: r.Target, State: "mounted", Kind: "repository", Repository: r.Repository, Revision: r.Revision,
 		Root: r.Root.Digest.String(), Mounted: m.begun, Offline: r.Offline, HitRatio: 1,
 	}
 	if !r.Image.Digest.IsZero() {
@@ -219,7 +220,7 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord) (_ *mount
 	if !ok {
 		return nil, problem(Stopping, "the daemon is about to end")
 	}
-	m := &mount{record: r, begun: time.Now(), origin: g, metrics: metrics.NewSet(), release: release, gone: make(chan struct{})}
+	m := &mount{id: d.lastID.Add(1), record: r, begun: time.Now(), origin: g, metrics: metrics.NewSet(), release: release, gone: make(chan struct{})}
 	background, cancel := context.WithCancel(d.ctx)
 	m.cancel = cancel
 	defer func() {
@@ -245,7 +246,7 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord) (_ *mount
 	m.chunks = &chunks{origin: g, deadline: r.Options.deadline(), ahead: d.ahead, done: background}
 	core, err := fusefs.New(fusefs.Config{
 		Tree: m.tree, Root: r.Directory, Chunks: m.chunks, Catalogs: g.catalog, Deadline: r.Options.deadline(), Owner: owner(r.Options),
-		TTL: r.TTL, Magic: m.magic, Log: d.log.With("mount", r.Target), Metrics: m.metrics, Labels: "mount=" + strconv.Quote(r.Target),
+		TTL: r.TTL, Magic: m.magic, Log: d.log.With("mount", r.Target), Metrics: m.metrics, Labels: fmt.Sprintf("mount=\"%d\"", m.id),
 	})
 	if err != nil {
 		return nil, err

@@ -49,7 +49,7 @@ func (d *Daemon) restoreOne(r mountRecord) {
 	}
 	why := err.Error()
 	waiting, stop := context.WithCancel(d.ctx)
-	lost := &mount{record: r, begun: time.Now(), metrics: metrics.NewSet(), release: release, gone: make(chan struct{}), cancel: stop}
+	lost := &mount{id: d.lastID.Add(1), record: r, begun: time.Now(), metrics: metrics.NewSet(), release: release, gone: make(chan struct{}), cancel: stop}
 	lost.lost.Store(&why)
 	d.mu.Lock()
 	d.mounts[r.Target] = lost

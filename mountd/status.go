@@ -61,6 +61,7 @@ type OriginStatus struct {
 
 // MountStatus tells of a mount.
 type MountStatus struct {
+	ID         int64     `json:"id"` // in this daemon's life: the label "mount" of metrics
 	Source     string    `json:"source"`
 	Target     string    `json:"target"`
 	State      string    `json:"state"`           // "mounted", or "lost": it waits to be mounted again

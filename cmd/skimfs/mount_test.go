@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/skimfs/skimfs/internal/testkit"
+	"github.com/skimfs/skimfs/mountd"
 )
 
 func TestMountShowsTheImageAndEndsWhenIdle(t *testing.T) {
@@ -215,21 +217,40 @@ func TestADeadMountThatCannotBeHadAgainIsKeptAsLost(t *testing.T) {
 	}
 }
 
-func TestASystemDaemonMountsAgainWhatItHad(t *testing.T) {
+func TestASystemDaemonMountsAgainWhatItHadAndTellsSystemd(t *testing.T) {
 	t.Parallel()
 	w := published(t)
 	s, n := serveWorld(t, w), newNode(t, w)
+	socket := filepath.Join(n.home, "notify")
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer systemd.Close()
+	hear := func(want string) {
+		t.Helper()
+		b := make([]byte, 1<<10)
+		for systemd.SetReadDeadline(time.Now().Add(30 * time.Second)); ; {
+			size, err := systemd.Read(b)
+			if err != nil {
+				t.Fatalf("waiting to hear %q: %v", want, err)
+			}
+			if strings.Contains(string(b[:size]), want) {
+				return
+			}
+		}
+	}
 	start := func() (stop func()) {
 		cmd := testkit.Command(t, n.home, "mountd")
+		cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+socket, "WATCHDOG_USEC=100000")
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		n.await("the daemon", func() bool {
-			socket, _ := filepath.Glob(filepath.Join(n.home, "run", "*.sock"))
-			return len(socket) == 1
-		})
+		hear("READY=1")
 		return func() {
+			hear("WATCHDOG=1")
 			cmd.Process.Signal(syscall.SIGTERM)
+			hear("STOPPING=1")
 			if err := cmd.Wait(); err != nil {
 				t.Errorf("mountd after SIGTERM: %v", err)
 			}
@@ -243,9 +264,47 @@ func TestASystemDaemonMountsAgainWhatItHad(t *testing.T) {
 	}
 	stop = start()
 	defer stop()
-	n.await("the mount", func() bool { return mounted(t, target) })
+	if !mounted(t, target) {
+		t.Fatal("the daemon is ready without the mount it had")
+	}
 	if got := n.read(filepath.Join(target, "etc/motd")); got != "skim\n" {
 		t.Errorf("motd is %q", got)
+	}
+}
+
+func TestMetricsOfAllPackagesAreExposed(t *testing.T) {
+	t.Parallel()
+	w := published(t)
+	s, n := serveWorld(t, w), newNode(t, w)
+	target := n.mount(s.image())
+	n.read(filepath.Join(target, "big"))
+	h, err := mountd.FindHome(0, func(name string) string {
+		if name == "SKIMFS_HOME" {
+			return n.home
+		}
+		return ""
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := mountd.Connect(t.Context(), h, "", mountd.StartDead, mountd.StartConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	if err := c.Metrics(t.Context(), &b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"skimfs_fetch_requests_total ", `skimfs_cache_hits_total{tier="memory"} `, `skimfs_fuse_requests_total{op="lookup",mount="1"} `, "skimfs_mounts_total 1\n",
+		"skimfs_mounted 1\n", `skimfs_control_requests_total{request="POST /v1/mounts",error="none"} 1`, "go_goroutines ",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in /metrics", want)
+		}
+	}
+	if strings.Contains(b.String(), n.home) {
+		t.Error("a metric has a path in it")
 	}
 }
 

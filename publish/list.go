@@ -17,8 +17,8 @@ type ImageStat struct {
 	Flat       string       `json:"flat"`
 	Slot       uint32       `json:"slot"`
 	Root       index.Digest `json:"root"`
-	Compressed int64        `json:"compressedBytes"` // of its different objects and catalogs
-	Unshared   int64        `json:"unsharedBytes"`   // of these, objects that no other image has
+	Compressed int64        `json:"compressed_bytes"` // of its different objects and catalogs
+	Unshared   int64        `json:"unshared_bytes"`   // of these, objects that no other image has
 }
 
 // RepoStat is what a repository is as a whole.
@@ -30,9 +30,9 @@ type RepoStat struct {
 	Names            int          `json:"names"`
 	Images           int          `json:"images"`
 	Objects          int64        `json:"objects"` // different ones that the revision needs, catalogs included
-	Compressed       int64        `json:"compressedBytes"`
+	Compressed       int64        `json:"compressed_bytes"`
 	Bytes            int64        `json:"bytes"` // plain, of all images
-	WhitelistExpires time.Time    `json:"whitelistExpires"`
+	WhitelistExpires time.Time    `json:"whitelist_expires"`
 }
 
 // Images lists the current revision's images by name.

@@ -183,7 +183,7 @@ type Report struct {
 	Images     int      `json:"images"`
 	Catalogs   int      `json:"catalogs"`
 	Objects    int      `json:"objects"`
-	Compressed int64    `json:"compressedBytes"`
+	Compressed int64    `json:"compressed_bytes"`
 	Damage     []Damage `json:"damage"`
 }
 
@@ -230,8 +230,7 @@ func (r *Repo) Verify(ctx context.Context) (Report, error) {
 	if err := g.Wait(); err != nil {
 		return report, err
 	}
-	for _, d := range slices.SortedFunc(maps.Values(bad), func(a, b Damage) int { return strings.Compare(a.Object, b.Object) }) {
-		report.Damage = append(report.Damage, d)
-	}
+	byObject := func(a, b Damage) int { return strings.Compare(a.Object, b.Object) }
+	report.Damage = append(report.Damage, slices.SortedFunc(maps.Values(bad), byObject)...)
 	return report, nil
 }

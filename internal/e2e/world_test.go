@@ -25,8 +25,8 @@ type published struct {
 	Files           int64  `json:"files"`
 	Bytes           int64  `json:"bytes"`
 	Objects         int64  `json:"objects"`
-	NewObjects      int64  `json:"newObjects"`
-	CompressedBytes int64  `json:"compressedBytes"`
+	NewObjects      int64  `json:"new_objects"`
+	CompressedBytes int64  `json:"compressed_bytes"`
 }
 
 // image is a source to publish, a name to publish it under, and further flags.

@@ -299,10 +299,16 @@ func TestKernelKeepsWhatNeverChanges(t *testing.T) {
 		t.Run(test.claim, func(t *testing.T) {
 			sh(t, test.script, dir)
 			for _, op := range test.ops {
-				before := requests(set, op)
-				sh(t, test.script, dir)
-				if n := requests(set, op) - before; n != 0 {
-					t.Errorf("the second time takes %d %s requests", n, op)
+				var n uint64
+				for range 3 { // somebody else may drop the machine's caches meanwhile
+					before := requests(set, op)
+					sh(t, test.script, dir)
+					if n = requests(set, op) - before; n == 0 {
+						break
+					}
+				}
+				if n != 0 {
+					t.Errorf("each time takes %d %s requests", n, op)
 				}
 			}
 		})

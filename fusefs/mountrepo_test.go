@@ -122,10 +122,14 @@ func TestKernelKeepsListingsInsideImagesOnly(t *testing.T) {
 	} {
 		t.Run(test.claim, func(t *testing.T) {
 			sh(t, `ls $1/$2`, dir, test.path)
-			before := requests(set, "readdir")
-			sh(t, `ls $1/$2`, dir, test.path)
-			if n := requests(set, "readdir") - before; (n == 0) != test.kept {
-				t.Errorf("the second listing took %d readdir requests", n)
+			kept := false
+			for range 3 { // somebody else may drop the machine's caches meanwhile
+				before := requests(set, "readdir")
+				sh(t, `ls $1/$2`, dir, test.path)
+				kept = kept || requests(set, "readdir") == before
+			}
+			if kept != test.kept {
+				t.Errorf("a second listing is kept: %v, want %v", kept, test.kept)
 			}
 		})
 	}

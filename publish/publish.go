@@ -50,8 +50,8 @@ type Result struct {
 	LayersRead int          `json:"layers_read"` // of these, read: not converted before
 	Files      int64        `json:"files"`
 	Entries    int64        `json:"entries"`
-	Bytes      int64        `json:"bytes"`           // plain, of all files
-	Objects    int64        `json:"objects"`         // different objects of files
+	Bytes      int64        `json:"bytes"`            // plain, of all files
+	Objects    int64        `json:"objects"`          // different objects of files
 	NewObjects int64        `json:"new_objects"`      // objects that the repository did not have, catalogs included
 	Compressed int64        `json:"compressed_bytes"` // of the image's different objects
 	Catalogs   int          `json:"catalogs"`

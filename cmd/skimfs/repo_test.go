@@ -66,8 +66,8 @@ func TestRepoCommandsAnswer(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"repo", "ls", repo}, "local/image:1"}, {[]string{"repo", "ls", repo, "--json"}, `"unsharedBytes"`},
-		{[]string{"repo", "info", repo}, "test.example.org"}, {[]string{"repo", "info", repo, "--json"}, `"whitelistExpires"`},
+		{[]string{"repo", "ls", repo}, "local/image:1"}, {[]string{"repo", "ls", repo, "--json"}, `"unshared_bytes"`},
+		{[]string{"repo", "info", repo}, "test.example.org"}, {[]string{"repo", "info", repo, "--json"}, `"whitelist_expires"`},
 		{[]string{"repo", "info", repo, "local/image:1"}, "platform"}, {[]string{"repo", "info", repo, "local/image:1", "--json"}, `"configDigest"`},
 		{[]string{"repo", "verify", repo}, "1 images"}, {[]string{"repo", "verify", repo, "--json"}, `"damage": []`},
 		{[]string{"repo", "whitelist", "show", repo}, "expires"}, {[]string{"repo", "whitelist", "sign", repo}, "signed, until"},

@@ -177,3 +177,17 @@ func TestReportNamesWhatMisses(t *testing.T) {
 		t.Error("the drawing lacks a row")
 	}
 }
+
+func TestFiguresAreReplacedWhereThePageSays(t *testing.T) {
+	const page = "words\n" + figuresBegin + "old\n" + figuresEnd + "more words\n"
+	for name, c := range map[string]struct{ page, want string }{
+		"a page with lines for figures": {page, "words\n" + figuresBegin + "\nnew\n\n" + figuresEnd + "more words\n"},
+		"a page without":                {"words\n", "new\n"},
+		"an end without a beginning":    {figuresEnd, "new\n"},
+		"no page":                       {"", "new\n"},
+	} {
+		if got := string(insertFigures([]byte(c.page), []byte("new\n"))); got != c.want {
+			t.Errorf("%s: got %q, want %q", name, got, c.want)
+		}
+	}
+}

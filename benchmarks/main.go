@@ -57,7 +57,7 @@ func parseOptions() options {
 	only := flag.String("only", "", "measure only what matches `REGEXP`, as image/row/state/contestant: demo/find/cold/skimfs")
 	flag.DurationVar(&o.link.rtt, "rtt", 0, "measure the cold rows again over a link with this round-trip time")
 	flag.Float64Var(&o.link.mbit, "mbit", 0, "and with this many 10^6 bits per second, 0 for no limit")
-	flag.StringVar(&o.md, "md", "", "write the report to `FILE` as well")
+	flag.StringVar(&o.md, "md", "", "write the report to `FILE` as well, between its lines for figures if it has them, as README.md has")
 	flag.StringVar(&o.json, "json", "", "write all samples to `FILE`")
 	flag.StringVar(&o.svg, "svg", "", "draw the medians into `FILE`")
 	flag.StringVar(&o.profile, "profile", "", "afterwards do everything once more under perf and leave profiles of the servers in `DIR`")

@@ -103,7 +103,8 @@ func (r *results) save(o options) error {
 	if o.md != "" {
 		var text bytes.Buffer
 		r.markdown(&text)
-		if err := os.WriteFile(o.md, text.Bytes(), 0o644); err != nil {
+		old, _ := os.ReadFile(o.md)
+		if err := os.WriteFile(o.md, insertFigures(old, text.Bytes()), 0o644); err != nil {
 			return err
 		}
 	}
@@ -120,6 +121,19 @@ func (r *results) save(o options) error {
 		return os.WriteFile(o.svg, r.svg(), 0o644)
 	}
 	return nil
+}
+
+// Between these lines a page holds figures that a run may replace.
+const figuresBegin, figuresEnd = "<!-- figures -->\n", "<!-- end of figures -->\n"
+
+// insertFigures puts a report between the two lines of a page, or in the place of one without them.
+func insertFigures(page, report []byte) []byte {
+	before, rest, begin := bytes.Cut(page, []byte(figuresBegin))
+	_, after, end := bytes.Cut(rest, []byte(figuresEnd))
+	if !begin || !end {
+		return report
+	}
+	return slices.Concat(before, []byte(figuresBegin), []byte("\n"), report, []byte("\n"), []byte(figuresEnd), after)
 }
 
 // stats are the median, the extremes and the number of some values.

@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"path"
 	"runtime"
+	"strings"
 	"sync"
 
 	"github.com/skimfs/skimfs/index"
@@ -132,7 +134,9 @@ func (b *layerBuilder) check(o *op) error {
 	if int64(len(b.layer.Ops)) >= b.c.limits.Entries {
 		return &LimitError{"entries", b.c.limits.Entries}
 	}
-	for name := range bytes.SplitSeq([]byte(o.Name), []byte("/")) {
+	// A whiteout itself may be longer than a name, since no file system ever holds it.
+	dir, base := path.Split(o.Name)
+	for name := range strings.SplitSeq(dir+strings.TrimPrefix(base, whiteoutPrefix), "/") {
 		if len(name) > 255 {
 			return fmt.Errorf("name %.40q… is longer than 255 bytes", name)
 		}

@@ -43,7 +43,7 @@ func Whiteouts(t testing.TB, c Compression) string {
 		dir("plain", 0o755), file("plain/gone", 0o644, "1"), file("plain/kept", 0o644, "1"),
 		dir("plain/gone-dir", 0o755), file("plain/gone-dir/gone", 0o644, "1"), dir("plain/gone-dir/gone-sub", 0o755),
 		file("plain/gone-dir/gone-sub/gone", 0o644, "1"),
-		symlink("plain/gone-link", "kept"),
+		symlink("plain/gone-link", "kept"), file("plain/"+longGone, 0o644, "1"),
 		dir("opaque", 0o755), file("opaque/gone", 0o644, "1"), dir("opaque/gone-dir", 0o755), file("opaque/gone-dir/gone", 0o644, "1"),
 		file("opaque/new-same-name", 0o600, "old"), dir("opaque/new-dir", 0o700), file("opaque/new-dir/gone", 0o644, "1"),
 		dir("opaque-late", 0o755), file("opaque-late/gone", 0o644, "1"),
@@ -60,7 +60,7 @@ func Whiteouts(t testing.TB, c Compression) string {
 		dir("deep", 0o755), dir("deep/er", 0o755), dir("deep/er/still", 0o755), file("deep/er/still/kept", 0o644, "1"), file("deep/er/gone", 0o644, "1"),
 	)
 	second := layerTar(t,
-		dir("plain", 0o755), whiteout("plain/gone"), whiteout("plain/gone-dir"), whiteout("plain/gone-link"),
+		dir("plain", 0o755), whiteout("plain/gone"), whiteout("plain/gone-dir"), whiteout("plain/gone-link"), whiteout("plain/"+longGone),
 		whiteout("plain/was-never-there"),
 		dir("opaque", 0o750), opaque("opaque"), file("opaque/new-same-name", 0o644, "new"), file("opaque/new", 0o644, "2"),
 		dir("opaque/new-dir", 0o755), file("opaque/new-dir/new", 0o644, "2"),
@@ -86,6 +86,9 @@ func Whiteouts(t testing.TB, c Compression) string {
 	)
 	return writeLayout(t, c, base, second, third)
 }
+
+// longGone has 255 bytes: its whiteout is longer than any name may be.
+var longGone = "gone-" + strings.Repeat("n", 250)
 
 // Oddities returns the layout of an image with all that a tar archive can hold and a careless
 // reader loses: links, names, modes, devices, xattrs, holes, times, owners, sizes.

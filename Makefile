@@ -13,7 +13,7 @@ TESTFLAGS ?=
 BENCHFLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test race fuzz lint bench docs install uninstall clean demo demo-stop FORCE
+.PHONY: help build deps test test-long race fuzz lint bench docs install uninstall clean demo demo-stop FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,6 +29,9 @@ deps: ## install the Debian packages that tests and demo need (as root)
 test: deps lint ## run all tests, about 10 minutes
 	$(GO) test -race -timeout 15m $(TESTFLAGS) $(RACE)
 	$(GO) test -timeout 15m $(TESTFLAGS) $(PLAIN)
+
+test-long: deps ## compare 2000 random images with umoci, about 10 minutes (as root)
+	SKIMFS_STACKS=2000 $(GO) test -timeout 40m $(TESTFLAGS) -run '^TestRandomStacks$$' ./internal/e2e
 
 race: deps ## run all tests with the race detector, skimfs itself too
 	$(GO) test -race -timeout 40m $(TESTFLAGS) ./...

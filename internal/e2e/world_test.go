@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/skimfs/skimfs/internal/testkit"
@@ -13,10 +14,10 @@ import (
 
 const repoName = "e2e.skimfs.example"
 
-// repository is a published repository and the program that made it.
+// repository is a published repository and the home of its publisher.
 type repository struct {
-	dir, keys string
-	results   map[string]published
+	home, dir, keys string
+	results         map[string]published
 }
 
 // published is what `skimfs publish --json` says.
@@ -39,17 +40,26 @@ type image struct {
 func publish(t testing.TB, images ...image) *repository {
 	t.Helper()
 	home := testkit.Home(t)
-	r := &repository{filepath.Join(home, "repo"), filepath.Join(home, "keys"), map[string]published{}}
+	r := &repository{home, filepath.Join(home, "repo"), filepath.Join(home, "keys"), map[string]published{}}
 	skimfs(t, home, "repo", "create", r.dir, "--name", repoName, "--keys", r.keys)
 	for _, img := range images {
-		args := append([]string{"publish", "--repo", r.dir, "--keys", r.keys, "--json", img.source, img.as}, img.flags...)
-		var p published
-		if err := json.Unmarshal([]byte(skimfs(t, home, args...)), &p); err != nil {
-			t.Fatalf("publish --json: %v", err)
-		}
-		r.results[img.as] = p
+		r.add(t, img)
 	}
 	return r
+}
+
+// add publishes one more source, of one image or of one for each platform.
+func (r *repository) add(t testing.TB, img image) {
+	t.Helper()
+	args := append([]string{"publish", "--repo", r.dir, "--keys", r.keys, "--json", img.source, img.as}, img.flags...)
+	lines := json.NewDecoder(strings.NewReader(skimfs(t, r.home, args...)))
+	for lines.More() {
+		var p published
+		if err := lines.Decode(&p); err != nil {
+			t.Fatalf("publish --json: %v", err)
+		}
+		r.results[p.Name] = p
+	}
 }
 
 func (r *repository) pubkey() string { return filepath.Join(r.keys, repoName+".pub") }

@@ -13,7 +13,8 @@
 //
 // Images are OCI layouts with the tag "latest". [DemoImage] is Debian 12 with python3 and numpy,
 // built once a machine by scripts/image-demo; [Whiteouts], [Oddities] and [Empty] are made on the
-// spot, the same bytes each time, with gzip or zstd layers.
+// spot, the same bytes each time, with gzip or zstd layers. [RandomStack] makes as many images as
+// there are seeds.
 //
 // [Unpack] has umoci unpack an image, [Walk] lists a tree with all that a file system tells of
 // it, [Diff] compares two such lists. Walk reads in a child process (the test binary run anew), so

@@ -30,6 +30,7 @@ const (
 type item struct {
 	tar.Header
 	content []byte
+	sparse  []extent // instead of content: what a file of Size bytes holds, in order; the rest are holes
 }
 
 // epoch is the mtime of what has no other.
@@ -77,10 +78,17 @@ func layerTar(t testing.TB, items ...item) []byte {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	for _, i := range items {
-		i.Size, i.Format = int64(len(i.content)), tar.FormatPAX
 		if i.ModTime.IsZero() {
 			i.ModTime = epoch
 		}
+		if i.sparse != nil {
+			if err := w.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			writeSparse(t, &buf, i)
+			continue
+		}
+		i.Size, i.Format = int64(len(i.content)), tar.FormatPAX
 		if err := w.WriteHeader(&i.Header); err != nil {
 			t.Fatalf("%q: %v", i.Name, err)
 		}
@@ -97,18 +105,40 @@ func layerTar(t testing.TB, items ...item) []byte {
 // writeLayout writes an OCI layout with one image, tagged "latest", and returns its directory.
 func writeLayout(t testing.TB, c Compression, layers ...[]byte) string {
 	t.Helper()
+	l := newLayout(t)
+	diffIDs, blobs := []string{}, []descriptor{}
+	for _, plain := range layers {
+		diffIDs = append(diffIDs, digestOf(plain))
+		blobs = append(blobs, l.layer(c, plain))
+	}
+	l.index(l.manifest(l.config(runtime.GOARCH, diffIDs), "latest", blobs...))
+	return l.dir
+}
+
+// newLayout makes the directory of a layout.
+func newLayout(t testing.TB) layoutWriter {
+	t.Helper()
 	l := layoutWriter{t: t, dir: t.TempDir()}
 	if err := os.MkdirAll(filepath.Join(l.dir, "blobs/sha256"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	diffIDs, blobs := []string{}, []descriptor{}
-	for _, plain := range layers {
-		diffIDs = append(diffIDs, digestOf(plain))
-		blobs = append(blobs, l.blob("application/vnd.oci.image.layer.v1.tar+"+string(c), compress(t, c, plain)))
-	}
-	config := l.json("application/vnd.oci.image.config.v1+json", map[string]any{
+	return l
+}
+
+// layer writes the blob of a layer.
+func (l layoutWriter) layer(c Compression, plain []byte) descriptor {
+	l.t.Helper()
+	return l.blob(layerType(c), compress(l.t, c, plain))
+}
+
+func layerType(c Compression) string { return "application/vnd.oci.image.layer.v1.tar+" + string(c) }
+
+// config writes the config of an image for linux on an architecture.
+func (l layoutWriter) config(arch string, diffIDs []string) descriptor {
+	l.t.Helper()
+	return l.json("application/vnd.oci.image.config.v1+json", map[string]any{
 		"created":      epoch.UTC(),
-		"architecture": runtime.GOARCH,
+		"architecture": arch,
 		"os":           "linux",
 		"config": map[string]any{
 			"Env":        []string{"PATH=/usr/bin:/bin", `QUOTED=it's "quoted" $value`},
@@ -118,21 +148,35 @@ func writeLayout(t testing.TB, c Compression, layers ...[]byte) string {
 		},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": diffIDs},
 	})
-	const manifestType = "application/vnd.oci.image.manifest.v1+json"
-	manifest := l.json(manifestType, map[string]any{
-		"schemaVersion": 2, "mediaType": manifestType, "config": config, "layers": blobs,
-	})
-	manifest.Annotations = map[string]string{"org.opencontainers.image.ref.name": "latest"}
-	l.file("index.json", marshal(t, map[string]any{"schemaVersion": 2, "manifests": []descriptor{manifest}}))
+}
+
+// manifest writes an image manifest and tags its descriptor.
+func (l layoutWriter) manifest(config descriptor, tag string, layers ...descriptor) descriptor {
+	l.t.Helper()
+	const mediaType = "application/vnd.oci.image.manifest.v1+json"
+	m := l.json(mediaType, map[string]any{"schemaVersion": 2, "mediaType": mediaType, "config": config, "layers": layers})
+	m.Annotations = map[string]string{"org.opencontainers.image.ref.name": tag}
+	return m
+}
+
+// index writes what makes a directory of blobs a layout.
+func (l layoutWriter) index(manifests ...descriptor) {
+	l.t.Helper()
+	l.file("index.json", marshal(l.t, map[string]any{"schemaVersion": 2, "manifests": manifests}))
 	l.file("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`))
-	return l.dir
 }
 
 type descriptor struct {
 	MediaType   string            `json:"mediaType"`
+	Platform    *platform         `json:"platform,omitempty"`
 	Digest      string            `json:"digest"`
-	Size        int               `json:"size"`
+	Size        int64             `json:"size"`
 	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+type platform struct {
+	OS           string `json:"os"`
+	Architecture string `json:"architecture"`
 }
 
 type layoutWriter struct {
@@ -149,7 +193,7 @@ func (l layoutWriter) file(name string, data []byte) {
 
 func (l layoutWriter) blob(mediaType string, data []byte) descriptor {
 	l.t.Helper()
-	d := descriptor{MediaType: mediaType, Digest: digestOf(data), Size: len(data)}
+	d := descriptor{MediaType: mediaType, Digest: digestOf(data), Size: int64(len(data))}
 	l.file("blobs/sha256/"+strings.TrimPrefix(d.Digest, "sha256:"), data)
 	return d
 }

@@ -28,6 +28,7 @@ type published struct {
 	Objects         int64  `json:"objects"`
 	NewObjects      int64  `json:"new_objects"`
 	CompressedBytes int64  `json:"compressed_bytes"`
+	Catalogs        int    `json:"catalogs"`
 }
 
 // image is a source to publish, a name to publish it under, and further flags.

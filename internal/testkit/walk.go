@@ -246,7 +246,8 @@ func hashFile(path string, size int64) (string, error) {
 	}
 	defer f.Close()
 	h := sha256.New()
-	n, err := io.Copy(h, f)
+	// Trees have many files and most are small: no buffer of the usual size for each.
+	n, err := io.CopyBuffer(h, struct{ io.Reader }{f}, make([]byte, min(size, 1<<17)+1))
 	if err != nil {
 		return "", err
 	}
@@ -257,10 +258,13 @@ func hashFile(path string, size int64) (string, error) {
 }
 
 func xattrs(path string) (map[string]string, error) {
-	list := make([]byte, 64<<10)
-	n, err := unix.Llistxattr(path, list)
+	n, err := unix.Llistxattr(path, nil)
 	if err == unix.ENOTSUP || n == 0 && err == nil {
 		return nil, nil
+	}
+	list := make([]byte, 64<<10)
+	if err == nil {
+		n, err = unix.Llistxattr(path, list)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listxattr: %w", err)

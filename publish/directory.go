@@ -55,7 +55,10 @@ func (c *converter) readDirectory(ctx context.Context, root string) (*layer, err
 		if err != nil {
 			return err
 		}
-		return b.addPath(path, strings.TrimPrefix(name, "."), links, path == root)
+		if name == "." {
+			name = ""
+		}
+		return b.addPath(path, name, links)
 	})
 	if err != nil {
 		return nil, err
@@ -63,11 +66,9 @@ func (c *converter) readDirectory(ctx context.Context, root string) (*layer, err
 	return b.finish()
 }
 
-// addPath adds what is at path under the given name. links holds the first names of files with several.
-func (b *layerBuilder) addPath(path, name string, links map[[2]uint64]string, follow bool) error {
-	if name != "" && name[0] != '.' || len(name) > 1 {
-		name = strings.TrimPrefix(name, "/")
-	}
+// addPath adds what is at path under the given name, "" for the root. links holds the first names of files with several.
+func (b *layerBuilder) addPath(path, name string, links map[[2]uint64]string) error {
+	follow := name == "" // the root may be given as a symlink
 	var st unix.Stat_t
 	stat := unix.Lstat
 	if follow {

@@ -1,6 +1,7 @@
 package publish_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -128,26 +129,96 @@ func TestKilledPublishLeavesTheOldRevisionWhole(t *testing.T) {
 	}
 }
 
+// What readers find while images are published is whole at any moment.
+func TestReadersNeverSeeHalfARevision(t *testing.T) {
+	r := newRepo(t)
+	stop, seen := make(chan struct{}), make(chan error, 1)
+	revisions := map[uint64]bool{}
+	go func() {
+		var last []byte
+		for {
+			text, err := os.ReadFile(filepath.Join(r.dir, "manifest"))
+			if err == nil && !bytes.Equal(text, last) {
+				err = checkRevision(r, text, revisions)
+				last = text
+			}
+			if err != nil {
+				seen <- err
+				return
+			}
+			select {
+			case <-stop:
+				seen <- nil
+				return
+			default:
+			}
+		}
+	}()
+	for seed := range byte(3) {
+		if err := r.child("oci:"+busyImage(t, seed), fmt.Sprintf("local/busy:%d", seed)).Run(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	if err := <-seen; err != nil {
+		t.Error(err)
+	}
+	if len(revisions) < 2 {
+		t.Errorf("the reader saw %d revisions", len(revisions))
+	}
+}
+
+// checkRevision reads a repository as a client that has just found the manifest text.
+func checkRevision(r *repo, text []byte, revisions map[uint64]bool) error {
+	w := r.Whitelist()
+	m, err := index.OpenManifest(text, repoName, &w)
+	if err != nil {
+		return err
+	}
+	revisions[m.Revision] = true
+	if kept, err := os.ReadFile(filepath.Join(r.dir, "revisions", fmt.Sprint(m.Revision))); err != nil || !bytes.Equal(kept, text) {
+		return fmt.Errorf("revision %d is not kept: %w", m.Revision, err)
+	}
+	now, err := publish.Open(r.config())
+	if err != nil {
+		return err
+	}
+	report, err := now.Verify(context.Background())
+	if err == nil && len(report.Damage) > 0 {
+		err = fmt.Errorf("revision %d: %+v", m.Revision, report.Damage)
+	}
+	return err
+}
+
 // A machine that loses power may leave objects of the right length with wrong bytes.
 func TestObjectsOfAnUnsyncedPublishAreChecked(t *testing.T) {
-	r := newRepo(t)
-	layout, _ := writeLayout(t, layoutSpec{layers: [][]byte{tarball(t, item{name: "f", content: strings.Repeat("content that was not on disk yet. ", 100)})}})
-	r.publish("oci:"+layout, "local/a:1", publish.Options{})
-	object := filepath.Join(r.dir, index.DigestOf([]byte(strings.Repeat("content that was not on disk yet. ", 100))).ObjectPath())
-	b, err := os.ReadFile(object)
-	if err != nil {
-		t.Fatal(err)
+	noise := make([]byte, 5000)
+	rand.NewChaCha8([32]byte{}).Read(noise)
+	layout, _ := writeLayout(t, layoutSpec{layers: [][]byte{tarball(t, item{name: "f", content: string(noise)})}})
+	for claim, harm := range map[string]func(object []byte){
+		"zeros":         func(object []byte) { clear(object) },
+		"a flipped bit": func(object []byte) { object[len(object)/2] ^= 1 }, // the frame is as it should be
+	} {
+		t.Run(claim, func(t *testing.T) {
+			r := newRepo(t)
+			r.publish("oci:"+layout, "local/a:1", publish.Options{})
+			path := filepath.Join(r.dir, index.DigestOf(noise).ObjectPath())
+			object, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			harm(object)
+			for name, b := range map[string][]byte{path: object, filepath.Join(r.dir, ".publish", "writing"): nil} {
+				if err := os.WriteFile(name, b, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := r.publish("oci:"+layout, "local/a:1", publish.Options{}); got.LayersRead != 1 {
+				t.Errorf("read %d layers, want 1", got.LayersRead)
+			}
+			r.verified()
+		})
 	}
-	if err := os.WriteFile(object, make([]byte, len(b)), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(r.dir, ".publish", "writing"), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if got := r.publish("oci:"+layout, "local/a:1", publish.Options{}); got.LayersRead != 1 {
-		t.Errorf("read %d layers, want 1", got.LayersRead)
-	}
-	r.verified()
 }
 
 func TestDamagedSourcesAreRefused(t *testing.T) {

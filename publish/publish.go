@@ -18,12 +18,11 @@ import (
 
 // Options of a publish. The zero value is good.
 type Options struct {
-	Platform  Platform // default HostPlatform, or the only one there is
-	All       bool     // publish every platform
-	Bare      bool     // add nothing to the image
-	Limits    Limits
-	Progress  *Progress        // counts along, may be nil
-	Published func(r []Result) // called with the lock held, for tests; may be nil
+	Platform Platform // default HostPlatform, or the only one there is
+	All      bool     // publish every platform
+	Bare     bool     // add nothing to the image
+	Limits   Limits
+	Progress *Progress // counts along, may be nil
 }
 
 // Progress counts what a publish has done so far.
@@ -103,11 +102,7 @@ func (r *Repo) Publish(ctx context.Context, src Source, as string, opt Options) 
 		}
 		done = append(done, c)
 	}
-	results, err := r.announce(ctx, done, start)
-	if err == nil && opt.Published != nil {
-		opt.Published(results)
-	}
-	return results, err
+	return r.announce(ctx, done, start)
 }
 
 // platformNames are the names of one of several platforms' images: NAME@os-arch, and NAME itself for this machine's.

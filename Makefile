@@ -30,7 +30,7 @@ test: deps lint ## run all tests, about 10 minutes
 	$(GO) test -race -timeout 15m $(TESTFLAGS) $(RACE)
 	$(GO) test -timeout 15m $(TESTFLAGS) $(PLAIN)
 
-test-long: deps ## compare 2000 random images with umoci, about 10 minutes (as root)
+test-long: deps ## compare 2000 random images with umoci, 8 minutes on an idle machine (as root)
 	SKIMFS_STACKS=2000 $(GO) test -timeout 40m $(TESTFLAGS) -run '^TestRandomStacks$$' ./internal/e2e
 
 race: deps ## run all tests with the race detector, skimfs itself too

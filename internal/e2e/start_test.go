@@ -1,10 +1,6 @@
 package e2e
 
 import (
-	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -101,89 +97,5 @@ func TestListingFetchesNoFile(t *testing.T) {
 	}
 	if got := n.counters(t); got.FileObjects != 0 {
 		t.Errorf("ls -lR fetched %d file objects", got.FileObjects)
-	}
-}
-
-// TestRuntimes: the runtimes that need no image of their own run a program from the mount, as root and, where they allow it, as a user.
-func TestRuntimes(t *testing.T) {
-	testkit.NeedRoot(t)
-	testkit.NeedFUSE(t)
-	repo := demoRepository(t)
-	origin := testkit.StartNginx(t, repo.dir)
-	n := newNode(t)
-	byRoot := n.mount(t, repo, origin.URL, demoPath, "")
-	const program = `import json; print(1)`
-	bwrapArgs := []string{"bwrap", "--ro-bind", "ROOT", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "python3", "-c", program}
-	chRun := []string{"ch-run", "ROOT", "--", "python3", "-c", program}
-	cases := []struct {
-		name string
-		args []string
-		user bool
-	}{
-		{"chroot as root", []string{"chroot", "ROOT", "python3", "-c", program}, false},
-		{"bwrap as root", bwrapArgs, false},
-		{"ch-run as root", chRun, false},
-		{"bwrap as user", bwrapArgs, true},
-		{"ch-run as user", chRun, true},
-		{"unshare -rR as user", []string{"unshare", "-r", "-R", "ROOT", "python3", "-c", program}, true},
-	}
-	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
-			args := make([]string, len(c.args))
-			for i, a := range c.args {
-				args[i] = strings.ReplaceAll(a, "ROOT", byRoot)
-			}
-			testkit.Program(t, args[0])
-			if c.user {
-				args = append([]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"}, args...)
-			}
-			cmd := exec.Command(args[0], args[1:]...)
-			cmd.Env = append(os.Environ(), "USER="+map[bool]string{false: "root", true: "nobody"}[c.user], "HOME=/", "PATH="+os.Getenv("PATH"))
-			cmd.Dir = "/"
-			out, err := cmd.CombinedOutput()
-			if err != nil || string(out) != "1\n" {
-				t.Errorf("%s: %v\n%s", strings.Join(args, " "), err, out)
-			}
-		})
-	}
-	t.Run("mounted by an unprivileged user", func(t *testing.T) { asUser(t, repo, origin.URL, program) })
-}
-
-// asUser has a user without privileges mount the image in a mount namespace with a /dev/fuse he may open, and run the program in it.
-func asUser(t *testing.T, repo *repository, server, program string) {
-	home := testkit.Home(t)
-	for _, dir := range []string{home, filepath.Join(home, "mnt")} {
-		if err := os.Chown(dir, 65534, 65534); err != nil {
-			t.Fatal(err)
-		}
-	}
-	pub, err := os.ReadFile(repo.pubkey())
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := filepath.Join(home, "key.pub")
-	if err := os.WriteFile(key, pub, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	binary := filepath.Join(home, "skimfs")
-	if out, err := exec.Command("cp", testkit.Build(t), binary).CombinedOutput(); err != nil {
-		t.Fatalf("cp: %v %s", err, out)
-	}
-	script := fmt.Sprintf(`set -e
-mount --make-rprivate /
-mknod -m 0666 %[1]s/fuse c 10 229
-mount --bind %[1]s/fuse /dev/fuse
-exec setpriv --reuid=65534 --regid=65534 --clear-groups sh -ec '
-	export SKIMFS_HOME=%[1]s HOME=%[1]s USER=nobody
-	%[2]s mount %[3]s#%[4]s %[1]s/mnt -o pubkey=%[5]s
-	stat -c %%u:%%g:%%a %[1]s/mnt/etc/shadow
-	bwrap --ro-bind %[1]s/mnt / --dev /dev --proc /proc --tmpfs /tmp python3 -c "%[6]s"
-	ch-run %[1]s/mnt -- python3 -c "%[6]s"
-	unshare -r -R %[1]s/mnt python3 -c "%[6]s"
-	%[2]s umount %[1]s/mnt
-'`, home, binary, server, demoPath, key, program)
-	out, err := exec.Command("unshare", "--mount", "sh", "-c", script).CombinedOutput()
-	if want := "65534:65534:640\n1\n1\n1\n"; err != nil || string(out) != want {
-		t.Errorf("%v\n%s\nwant %s", err, out, want)
 	}
 }

@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,12 +41,22 @@ func (r *Repo) GC(ctx context.Context, grace time.Duration, dryRun bool) (GCRepo
 	if err != nil {
 		return report, err
 	}
-	if err := r.dropUnnamed(ctx, kept, dryRun, &report); err != nil {
+	before := r.manifest
+	named, err := r.dropUnnamed(ctx, kept, dryRun, &report)
+	if err != nil {
 		return report, err
+	}
+	if r.manifest != before {
+		kept = append(kept, before)
 	}
 	live := map[string]bool{}
 	for _, m := range append(kept, r.manifest) {
-		use, err := r.reach(ctx, m.Root, nil)
+		// Of a revision that was replaced, images without a name may be gone already.
+		only := named
+		if m == r.manifest {
+			only = nil
+		}
+		use, err := r.reachOnly(ctx, m.Root, only)
 		if err != nil {
 			return report, fmt.Errorf("revision %d: %w", m.Revision, err)
 		}
@@ -64,14 +75,14 @@ func (r *Repo) GC(ctx context.Context, grace time.Duration, dryRun bool) (GCRepo
 	return report, r.deleteObjects(ctx, live, r.now().Add(-grace), dryRun, &report)
 }
 
-// revisions returns the numbers of revisions beyond the retention time, and the manifests of the others. A revision counts until the
-// one after it is older than that.
+// revisions returns the numbers of revisions beyond the retention time, and the manifests of the others. The time of a revision begins when
+// the one after it is signed: until then it is what nodes mount.
 func (r *Repo) revisions() (old []uint64, kept []*index.Manifest, err error) {
 	entries, err := os.ReadDir(filepath.Join(r.dir, "revisions"))
 	if err != nil {
 		return nil, nil, fmt.Errorf("listing revisions: %w", err)
 	}
-	limit := r.now().Add(-r.manifest.Retention)
+	var past []*index.Manifest
 	for _, e := range entries {
 		n, err := strconv.ParseUint(e.Name(), 10, 64)
 		if err != nil {
@@ -88,35 +99,45 @@ func (r *Repo) revisions() (old []uint64, kept []*index.Manifest, err error) {
 			old = append(old, n)
 		case err != nil:
 			return nil, nil, fmt.Errorf("revision %d: %w", n, err)
-		case n == r.manifest.Revision:
-		case m.Time.Before(limit):
-			old = append(old, n)
-		default:
+		case n < r.manifest.Revision:
+			past = append(past, m)
+		}
+	}
+	slices.SortFunc(past, func(a, b *index.Manifest) int { return cmp.Compare(b.Revision, a.Revision) })
+	limit, after := r.now().Add(-r.manifest.Retention), r.manifest
+	for _, m := range past {
+		if after.Time.Before(limit) {
+			old = append(old, m.Revision)
+		} else {
 			kept = append(kept, m)
 		}
+		after = m
 	}
 	return old, kept, nil
 }
 
-// dropUnnamed takes images out of the current revision to which no name leads in it or in those kept.
-func (r *Repo) dropUnnamed(ctx context.Context, kept []*index.Manifest, dryRun bool, report *GCReport) error {
-	named := map[string]bool{}
+// dropUnnamed takes images out of the current revision to which no name leads in it or in those kept, and returns those that have one.
+func (r *Repo) dropUnnamed(ctx context.Context, kept []*index.Manifest, dryRun bool, report *GCReport) (map[index.ImageRef]bool, error) {
+	named, images := map[string]bool{}, map[index.ImageRef]bool{}
 	for _, m := range append(kept, r.manifest) {
 		root, err := r.store.catalog(ctx, m.Root)
 		if err != nil {
-			return fmt.Errorf("revision %d: %w", m.Revision, err)
+			return nil, fmt.Errorf("revision %d: %w", m.Revision, err)
 		}
 		view, err := index.NewView(root, r.store.catalog)
 		if err != nil {
-			return fmt.Errorf("revision %d: %w", m.Revision, err)
+			return nil, fmt.Errorf("revision %d: %w", m.Revision, err)
 		}
 		t, err := loadNames(ctx, view, m.Next, r.now())
 		if err != nil {
-			return fmt.Errorf("revision %d: %w", m.Revision, err)
+			return nil, fmt.Errorf("revision %d: %w", m.Revision, err)
 		}
 		_, flats := t.names()
 		for _, flat := range flats {
 			named[flat] = true
+			if e := t.at(flat); e != nil && e.Image != nil {
+				images[*e.Image] = true
+			}
 		}
 	}
 	stop := errors.New("dry run")
@@ -136,9 +157,9 @@ func (r *Repo) dropUnnamed(ctx context.Context, kept []*index.Manifest, dryRun b
 		return nil
 	})
 	if errors.Is(err, stop) {
-		return nil
+		err = nil
 	}
-	return err
+	return images, err
 }
 
 // flats returns the paths of all images.

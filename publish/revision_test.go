@@ -362,3 +362,37 @@ func TestGCKeepsWhatIsNeeded(t *testing.T) {
 	}
 	r.verified()
 }
+
+// What was current until yesterday is what nodes have mounted, however long ago it was published.
+func TestRetentionBeginsWhenARevisionIsReplaced(t *testing.T) {
+	r := newRepo(t)
+	layout, _ := writeLayout(t, layoutSpec{layers: [][]byte{tarball(t, item{name: "old", content: "only in the old image"})}},
+		layoutSpec{layers: [][]byte{tarball(t, item{name: "new", content: "only in the new image"})}})
+	start, day := time.Now(), 24*time.Hour
+	at := func(days int) {
+		publish.SetClock(r.Repo, func() time.Time { return start.Add(time.Duration(days) * day).UTC().Truncate(time.Second) })
+	}
+	old := filepath.Join(r.dir, index.DigestOf([]byte("only in the old image")).ObjectPath())
+	publishAt := func(days int, from string) {
+		t.Helper()
+		at(days)
+		if _, err := r.Publish(t.Context(), source(t, from), "local/a:1", publish.Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publishAt(0, "oci:"+layout+":v0")
+	publishAt(40, "oci:"+layout+":v1")
+	for _, row := range []struct {
+		day  int
+		kept bool
+	}{{41, true}, {69, true}, {71, false}, {72, false}} {
+		at(row.day)
+		if _, err := r.GC(t.Context(), time.Hour, false); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(old); (err == nil) != row.kept {
+			t.Errorf("day %d: %v, want it kept %t", row.day, err, row.kept)
+		}
+	}
+	r.verified()
+}

@@ -49,11 +49,18 @@ type walker struct {
 	out    *reached
 	damage func(d index.Digest, where string, err error) bool // whether to go on after a bad catalog
 	image  *reachedImage
+	only   map[index.ImageRef]bool // images to walk; nil for all
 }
 
 // reach walks all catalogs below a root. With damage, a catalog that can't be read is handed to it and left out; without, it is an error.
 func (r *Repo) reach(ctx context.Context, root index.CatalogRef, damage func(d index.Digest, where string, err error) bool) (*reached, error) {
 	w := &walker{r: r, out: &reached{objects: map[index.Digest]*need{}, images: map[index.ImageRef]*reachedImage{}}, damage: damage}
+	return w.out, w.catalog(ctx, root, "/")
+}
+
+// reachOnly is reach that passes by all images but some; nil is all of them.
+func (r *Repo) reachOnly(ctx context.Context, root index.CatalogRef, only map[index.ImageRef]bool) (*reached, error) {
+	w := &walker{r: r, out: &reached{objects: map[index.Digest]*need{}, images: map[index.ImageRef]*reachedImage{}}, only: only}
 	return w.out, w.catalog(ctx, root, "/")
 }
 
@@ -127,7 +134,7 @@ func (w *walker) catalog(ctx context.Context, ref index.CatalogRef, path string)
 
 func (w *walker) imageRoot(ctx context.Context, row index.Nested) error {
 	ref := index.ImageRef{Catalog: row.Catalog, Nodes: row.Count}
-	if w.out.images[ref] != nil {
+	if w.out.images[ref] != nil || w.only != nil && !w.only[ref] {
 		return nil
 	}
 	i := &reachedImage{path: fmt.Sprintf("the image in slot %d", row.Number), objects: map[index.Digest]bool{}}

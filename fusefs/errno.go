@@ -80,10 +80,19 @@ func newErrnos(log *slog.Logger, set *metrics.Set, labels string) *errnos {
 	return e
 }
 
+// sourceError is an error of the source of chunks or catalogs: EIO whatever caused it. A firewall's "permission denied" says nothing
+// about the file.
+type sourceError struct{ err error }
+
+func (s *sourceError) Error() string { return s.err.Error() }
+func (s *sourceError) Unwrap() error { return s.err }
+
 // pick returns the errno for err, which must not be nil.
 func (e *errnos) pick(op op, id NodeID, err error) syscall.Errno {
+	var source *sourceError
+	outside := errors.As(err, &source)
 	for _, row := range errnoOf {
-		if errors.Is(err, row.err) {
+		if errors.Is(err, row.err) && (!outside || row.errno == syscall.EINTR) {
 			e.counts[row.errno].Inc()
 			return row.errno
 		}

@@ -90,7 +90,7 @@ func (c *Core) readChunk(ctx context.Context, wait bool, chunk index.Chunk, p []
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
-		return fmt.Errorf("reading chunk %v: %w", chunk.Digest, err)
+		return fmt.Errorf("reading chunk %v: %w", chunk.Digest, &sourceError{err})
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"strings"
@@ -63,7 +64,8 @@ func (s *store) put(d index.Digest, plain []byte) error {
 	return nil
 }
 
-var errBroken = errors.New("the object is broken")
+// errBroken has a cause that means something else of a file: a firewall refuses so.
+var errBroken = fmt.Errorf("the object is broken: %w", fs.ErrPermission)
 
 // get is a read that may wait.
 func (s *store) get(ctx context.Context, d index.Digest, _ int64) ([]byte, error) {

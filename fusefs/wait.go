@@ -107,8 +107,12 @@ func (w *Wait) run(l *load) {
 	}()
 	ctx, cancel := context.WithTimeoutCause(w.core.ctx, w.core.cfg.Deadline, errDeadline)
 	defer cancel()
-	if l.cat, l.err = w.core.cfg.Catalogs(ctx, w.ref); l.err == nil {
-		l.err = w.put(l.cat)
+	var err error
+	if l.cat, err = w.core.cfg.Catalogs(ctx, w.ref); err == nil {
+		err = w.put(l.cat)
+	}
+	if err != nil {
+		l.err = &sourceError{err}
 	}
 }
 

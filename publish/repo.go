@@ -54,8 +54,14 @@ func Create(ctx context.Context, c Config, name string) (r *Repo, reused bool, e
 	if err := index.ValidName(name); err != nil {
 		return nil, false, err
 	}
-	if _, err := os.Lstat(filepath.Join(c.Dir, "manifest")); err == nil {
-		return nil, false, fmt.Errorf("creating repository: %s %w", c.Dir, ErrExists)
+	fresh := func() error {
+		if _, err := os.Lstat(filepath.Join(c.Dir, "manifest")); err == nil {
+			return fmt.Errorf("creating repository: %s %w", c.Dir, ErrExists)
+		}
+		return nil
+	}
+	if err := fresh(); err != nil {
+		return nil, false, err
 	}
 	r = newRepo(c)
 	r.name = name
@@ -70,6 +76,9 @@ func Create(ctx context.Context, c Config, name string) (r *Repo, reused bool, e
 		return nil, false, err
 	}
 	defer unlock()
+	if err := fresh(); err != nil { // somebody else was faster
+		return nil, false, err
+	}
 	if r.store, err = openStore(c.Dir); err != nil {
 		return nil, false, err
 	}

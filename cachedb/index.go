@@ -410,6 +410,6 @@ func (db *DB) recorder() {
 		if db.quota.bytes() > db.quota.high() {
 			db.wakeEvictor()
 		}
-		db.publishMetrics()
+		db.UpdateGauges()
 	}
 }

@@ -80,8 +80,8 @@ func (db *DB) Stats() Stats {
 	}
 }
 
-// publishMetrics sets the gauges; with several caches in a process the last one to be asked shows.
-func (db *DB) publishMetrics() {
+// UpdateGauges sets the gauges among the metrics to what they are now; with several caches in a process the last one to be asked shows.
+func (db *DB) UpdateGauges() {
 	s := db.Stats()
 	metricBytes.Set(float64(s.Bytes))
 	metricObjects.Set(float64(s.Objects))

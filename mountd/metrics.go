@@ -26,7 +26,7 @@ func countRequest(pattern string, err error) {
 
 // writeMetrics writes all packages' metrics in Prometheus' text format.
 func (d *Daemon) writeMetrics(w io.Writer) {
-	d.db.Stats()
+	d.db.UpdateGauges()
 	d.mu.Lock()
 	sets := []*metrics.Set{d.origins.set}
 	for _, m := range d.mounts {

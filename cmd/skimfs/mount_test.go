@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/skimfs/skimfs/internal/testkit"
-	"github.com/skimfs/skimfs/mountd"
 )
 
 func TestMountShowsTheImageAndEndsWhenIdle(t *testing.T) {
@@ -269,42 +268,6 @@ func TestASystemDaemonMountsAgainWhatItHadAndTellsSystemd(t *testing.T) {
 	}
 	if got := n.read(filepath.Join(target, "etc/motd")); got != "skim\n" {
 		t.Errorf("motd is %q", got)
-	}
-}
-
-func TestMetricsOfAllPackagesAreExposed(t *testing.T) {
-	t.Parallel()
-	w := published(t)
-	s, n := serveWorld(t, w), newNode(t, w)
-	target := n.mount(s.image())
-	n.read(filepath.Join(target, "big"))
-	h, err := mountd.FindHome(0, func(name string) string {
-		if name == "SKIMFS_HOME" {
-			return n.home
-		}
-		return ""
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := mountd.Connect(t.Context(), h, "", mountd.StartDead, mountd.StartConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var b strings.Builder
-	if err := c.Metrics(t.Context(), &b); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{
-		"skimfs_fetch_requests_total ", `skimfs_cache_hits_total{tier="memory"} `, `skimfs_fuse_requests_total{op="lookup",mount="1"} `, "skimfs_mounts_total 1\n",
-		"skimfs_mounted 1\n", `skimfs_control_requests_total{request="POST /v1/mounts",error="none"} 1`, "go_goroutines ",
-	} {
-		if !strings.Contains(b.String(), want) {
-			t.Errorf("no %q in /metrics", want)
-		}
-	}
-	if strings.Contains(b.String(), n.home) {
-		t.Error("a metric has a path in it")
 	}
 }
 

@@ -19,7 +19,8 @@ type revision struct {
 	*repository
 	*index.Manifest
 	view    *index.View
-	offline bool // no server answered: it is the last one accepted
+	offline bool          // no server answered: it is the last one accepted
+	record  *acceptedRoot // to be remembered once its root catalog is here; nil if it is already
 }
 
 // errRollback marks a manifest older than one accepted before.
@@ -38,7 +39,11 @@ func (d *Daemon) accept(ctx context.Context, g *origin, src Source, o Options, f
 	if rev.view, err = g.viewOf(ctx, rev.Root); err != nil {
 		return nil, fmt.Errorf("root catalog of %s, revision %d: %w", rev.where(), rev.Revision, err)
 	}
-	return rev, nil
+	// Not before: what can't be had must not take the place of what can.
+	if rev.record != nil {
+		err = rev.rememberRoot(rev.record)
+	}
+	return rev, err
 }
 
 // viewOf returns a view of the name tree under root.
@@ -98,7 +103,7 @@ func (d *Daemon) trust(ctx context.Context, g *origin, src Source, o Options, fr
 		return nil, err
 	}
 	r := &repository{g, name, key}
-	m, err := r.verify(limited, manifest)
+	m, record, err := r.verify(limited, manifest)
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
@@ -107,7 +112,7 @@ func (d *Daemon) trust(ctx context.Context, g *origin, src Source, o Options, fr
 	case err != nil:
 		return nil, err
 	}
-	return &revision{repository: r, Manifest: m}, nil
+	return &revision{repository: r, Manifest: m, record: record}, nil
 }
 
 // lastAccepted returns the revision accepted last, for use without a server; why is what asking one ended in.
@@ -178,31 +183,31 @@ func (r *repository) checkRevoked(a *acceptedRoot) error {
 }
 
 // verify checks a manifest that a server gave, if need be against whitelist and manifest asked for anew past all caches, and
-// records it as accepted.
-func (r *repository) verify(ctx context.Context, manifest []byte) (*index.Manifest, error) {
+// returns what to remember of it.
+func (r *repository) verify(ctx context.Context, manifest []byte) (*index.Manifest, *acceptedRoot, error) {
 	last := r.accepted()
 	now := time.Now()
 	if last != nil && last.Time.After(now) {
 		now = last.Time
 	}
-	m, err := r.verifyWith(ctx, manifest, last, now, false)
+	m, record, err := r.verifyWith(ctx, manifest, last, now, false)
 	if err == nil || KindOf(err) == Unreachable || ctx.Err() != nil {
-		return m, err
+		return m, record, err
 	}
 	// A cache on the way may have kept an old whitelist or manifest, a mirror may lag behind.
 	_, refetched := r.client.FileChecked(ctx, "manifest", defaultTTL, index.MaxNote, true, func(b []byte) error {
 		var again error
-		m, again = r.verifyWith(ctx, b, last, now, true)
+		m, record, again = r.verifyWith(ctx, b, last, now, true)
 		return again
 	})
 	if refetched != nil {
-		return nil, refetched
+		return nil, nil, refetched
 	}
-	return m, nil
+	return m, record, nil
 }
 
 // verifyWith checks a manifest against the whitelist.
-func (r *repository) verifyWith(ctx context.Context, manifest []byte, last *acceptedRoot, now time.Time, fresh bool) (*index.Manifest, error) {
+func (r *repository) verifyWith(ctx context.Context, manifest []byte, last *acceptedRoot, now time.Time, fresh bool) (*index.Manifest, *acceptedRoot, error) {
 	var w *index.Whitelist
 	var expired error
 	whitelist, err := r.client.FileChecked(ctx, "whitelist", defaultTTL, index.MaxNote, fresh, func(b []byte) (err error) {
@@ -214,7 +219,7 @@ func (r *repository) verifyWith(ctx context.Context, manifest []byte, last *acce
 	if err != nil && errors.Is(err, index.ErrExpired) && w != nil && last != nil {
 		expired = err // what was accepted before stays so
 	} else if err != nil {
-		return nil, fmt.Errorf("whitelist of %s: %w", r.name, err)
+		return nil, nil, fmt.Errorf("whitelist of %s: %w", r.name, err)
 	}
 	m, err := index.OpenManifest(manifest, r.name, w)
 	switch {
@@ -222,24 +227,27 @@ func (r *repository) verifyWith(ctx context.Context, manifest []byte, last *acce
 		if errors.Is(err, index.ErrRevoked) && expired == nil {
 			r.remember(r.state("whitelist"), whitelist) // so that it is refused offline, too
 		}
-		return nil, err
+		return nil, nil, err
 	case last != nil && m.Revision < last.Revision:
-		return nil, &Error{Rollback, fmt.Errorf("manifest of %s has revision %d, %d was accepted before: %w", r.name, m.Revision, last.Revision, errRollback)}
+		return nil, nil, &Error{Rollback, fmt.Errorf("manifest of %s has revision %d, %d was accepted before: %w", r.name, m.Revision, last.Revision, errRollback)}
 	case last != nil && m.Revision == last.Revision && m.Root != last.Root:
-		return nil, &Error{Rollback, fmt.Errorf("manifest of %s has revision %d with another root than accepted before: %w", r.name, m.Revision, errRollback)}
+		return nil, nil, &Error{Rollback, fmt.Errorf("manifest of %s has revision %d with another root than accepted before: %w", r.name, m.Revision, errRollback)}
 	case expired != nil && m.Revision != last.Revision:
-		return nil, fmt.Errorf("manifest of %s, revision %d: %w", r.name, m.Revision, expired)
+		return nil, nil, fmt.Errorf("manifest of %s, revision %d: %w", r.name, m.Revision, expired)
 	case expired != nil:
 		r.log.Warn("the whitelist has expired: only what was accepted before is used", "repository", r.name, "err", expired)
-		return m, nil
+		return m, nil, nil
 	}
 	r.remember(r.state("whitelist"), whitelist)
-	return m, r.rememberRoot(m, manifest)
+	return m, &acceptedRoot{m.Revision, m.Root, m.Time, m.TTL, bytes.Clone(manifest)}, nil
 }
 
-// rememberRoot records m as accepted.
-func (r *repository) rememberRoot(m *index.Manifest, note []byte) error {
-	b, err := json.Marshal(acceptedRoot{m.Revision, m.Root, m.Time, m.TTL, note})
+// rememberRoot records a as accepted, unless a newer one came in meanwhile.
+func (r *repository) rememberRoot(a *acceptedRoot) error {
+	if last := r.accepted(); last != nil && last.Revision > a.Revision {
+		return nil
+	}
+	b, err := json.Marshal(a)
 	if err != nil {
 		return err
 	}

@@ -45,6 +45,24 @@ func TestNothingOlderThanAcceptedIsMounted(t *testing.T) {
 	m.mount(s.image())
 }
 
+// A revision whose root catalog can't be had is not accepted: what was mounted before still is, offline.
+func TestABrokenRevisionLeavesTheOneBefore(t *testing.T) {
+	t.Parallel()
+	w := published(t)
+	s, n := serveWorld(t, w), newNode(t, w)
+	s.put("manifest", w.older["manifest"])
+	target := n.mount(s.image(), "-o", shortDeadline)
+	n.ok("umount", target)
+	s.put("manifest", w.files["manifest"])
+	_, root, _ := strings.Cut(string(w.files["manifest"]), "\nroot sha256:")
+	s.change(t, "objects/"+root[:2]+"/"+root[:64]+".zst", truncate)
+	oneHint(t, n.run("mount", s.image(), target, "-o", shortDeadline), exitMountFailed, "root catalog of .*, revision 3", "repo verify")
+	s.Close()
+	if r := n.run("mount", s.image(), target, "-o", shortDeadline); r.status != 0 || !strings.Contains(r.stderr, "revision 2, accepted before") {
+		t.Errorf("offline: status %d, %q", r.status, r.stderr)
+	}
+}
+
 func TestAnExpiredWhitelistBlocksOnlyWhatIsNew(t *testing.T) {
 	t.Parallel()
 	w := published(t)

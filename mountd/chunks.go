@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -54,6 +55,7 @@ type chunks struct {
 	deadline time.Duration
 	ahead    *semaphore.Weighted
 	done     context.Context // ends with the mount
+	fetching sync.WaitGroup  // read-ahead under way
 
 	hits, misses, errors  atomic.Int64
 	objects, files, bytes atomic.Int64 // fetched: objects, those that begin a file, plain bytes
@@ -92,13 +94,7 @@ var errDeadline = errors.New("the deadline for a read has passed")
 
 // whole returns all of c and counts.
 func (s *chunks) whole(ctx context.Context, c index.Chunk) ([]byte, error) {
-	plain, hit, err := s.object(ctx, c.Digest, c.Size, cachedb.ClassFile, func() {
-		s.objects.Add(1)
-		s.bytes.Add(c.Size)
-		if c.Offset == 0 {
-			s.files.Add(1)
-		}
-	})
+	plain, hit, err := s.object(ctx, c.Digest, c.Size, cachedb.ClassFile, func() { s.fetched(c) })
 	if hit && err == nil {
 		s.hits.Add(1)
 	} else if !hit {
@@ -112,11 +108,20 @@ func (s *chunks) Prefetch(c index.Chunk) {
 	if s.db.Has(c.Digest) || s.done.Err() != nil || !s.ahead.TryAcquire(c.Size) {
 		return
 	}
-	go func() {
+	s.fetching.Go(func() {
 		defer s.ahead.Release(c.Size)
 		ctx, cancel := context.WithTimeout(s.done, s.deadline)
 		defer cancel()
-		// A failure shows when the chunk is read.
-		_, _ = s.whole(ctx, c)
-	}()
+		// A failure shows when the chunk is read. Nobody has asked yet, so it is neither hit nor miss.
+		_, _, _ = s.object(ctx, c.Digest, c.Size, cachedb.ClassFile, func() { s.fetched(c) })
+	})
+}
+
+// fetched counts an object that came over the network.
+func (s *chunks) fetched(c index.Chunk) {
+	s.objects.Add(1)
+	s.bytes.Add(c.Size)
+	if c.Offset == 0 {
+		s.files.Add(1)
+	}
 }

@@ -66,7 +66,7 @@ func ConnectAll(ctx context.Context, h Home) ([]*Client, error) {
 	if _, err := os.Stat(h.Run); errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	if err := checkOwned(h.Run); err != nil {
+	if err := checkOwned("socket", h.Run, 0o077); err != nil {
 		return nil, err
 	}
 	records, err := filepath.Glob(filepath.Join(escapeGlob(h.Run), "mountd-*.json"))
@@ -141,7 +141,7 @@ func (c *Client) answers(ctx context.Context) bool {
 // ready makes sure that a daemon answers.
 func (c *Client) ready(ctx context.Context) error {
 	if _, err := os.Lstat(c.place.run); err == nil {
-		if err := checkOwned(c.place.run); err != nil {
+		if err := checkOwned("socket", c.place.run, 0o077); err != nil {
 			return err
 		}
 		if c.answers(ctx) {

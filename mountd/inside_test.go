@@ -187,6 +187,36 @@ func TestTheSocketDirectoryIsOneUsersAlone(t *testing.T) {
 	}
 }
 
+func TestTheCacheDirectoryIsOneUsersAlone(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give directories away")
+	}
+	base := t.TempDir()
+	if _, err := cacheDir(filepath.Join(base, "new", "cache")); err != nil {
+		t.Errorf("a new one: %v", err)
+	}
+	open, foreign, below, loose := filepath.Join(base, "open"), filepath.Join(base, "foreign"), filepath.Join(base, "squatted", "cache"), filepath.Join(base, "loose", "cache")
+	for _, dir := range []string{open, foreign, below, loose} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Chmod(open, 0o777), os.Chown(foreign, 1, 1), os.Chown(filepath.Dir(below), 1, 1), os.Chmod(filepath.Dir(loose), 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	for name, dir := range map[string]string{"others may write": open, "another user's": foreign, "below another user's": below, "others may replace it": loose} {
+		if _, err := cacheDir(dir); !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), dir) && !strings.Contains(err.Error(), filepath.Dir(dir)) {
+			t.Errorf("%s: %v, want a permission error that names it", name, err)
+		}
+	}
+	if err := os.Chmod(filepath.Dir(loose), 0o777|fs.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cacheDir(loose); err != nil {
+		t.Errorf("in a directory like /tmp: %v", err)
+	}
+}
+
 func TestALongSocketPathWorks(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), strings.Repeat("d", 100))
 	if err := os.Mkdir(dir, 0o700); err != nil {

@@ -137,7 +137,7 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 		d.origins.release(g)
 		return nil, err
 	}
-	m, err := d.attach(ctx, g, record)
+	m, err := d.attach(ctx, g, record, false)
 	if err != nil {
 		d.origins.release(g)
 		return nil, err
@@ -215,7 +215,7 @@ func (d *Daemon) find(ctx context.Context, g *origin, src Source, o Options, fol
 }
 
 // attach loads what r names and mounts it. The caller holds the target's lock.
-func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord) (_ *mount, err error) {
+func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known bool) (_ *mount, err error) {
 	release, ok := d.active.hold()
 	if !ok {
 		return nil, problem(Stopping, "the daemon is about to end")
@@ -256,10 +256,16 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord) (_ *mount
 		core.Close()
 		return nil, err
 	}
-	m.fuse, err = fusefs.Mount(core, r.Target, fusefs.Options{Source: r.Source, AllowOther: r.Options.AllowOther || os.Geteuid() == 0})
+	if d.ctx.Err() == nil {
+		m.fuse, err = fusefs.Mount(core, r.Target, fusefs.Options{Source: r.Source, AllowOther: r.Options.AllowOther || os.Geteuid() == 0})
+	} else {
+		err = problem(Stopping, "the daemon is about to end")
+	}
 	if err != nil {
 		core.Close()
-		d.forget(m)
+		if !known {
+			d.forget(m)
+		}
 		return nil, mountError(r.Target, err)
 	}
 	if table, err := mountTable(); err == nil {
@@ -299,6 +305,7 @@ func (d *Daemon) watch(m *mount, core *fusefs.Core) {
 	}
 	core.Close()
 	d.drop(m)
+	m.chunks.fetching.Wait() // drop ended what it does
 	d.mu.Lock()
 	delete(d.leaving, m)
 	d.mu.Unlock()
@@ -462,7 +469,7 @@ func (d *Daemon) unmount(ctx context.Context, target string, lazy bool) error {
 		return nil
 	}
 	if err := fusefs.Unmount(target, lazy); err != nil {
-		if errors.Is(err, syscall.EBUSY) || !lazy && os.Geteuid() != 0 {
+		if errors.Is(err, syscall.EBUSY) || strings.Contains(err.Error(), "busy") { // fusermount3 only has words
 			return problem(Busy, "target %q is busy: processes use the mount of %s there: %w", target, m.record.Source, err)
 		}
 		return err

@@ -94,6 +94,13 @@ func cacheDir(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("cache directory: %w", err)
 	}
+	// Its state records say what is accepted, and its content is checked by checksums that anyone can compute.
+	if err := checkOwned("cache", real, 0o022); err != nil {
+		return "", err
+	}
+	if err := checkParent("cache", real); err != nil {
+		return "", err
+	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(real, &st); err != nil {
 		return "", fmt.Errorf("cache directory %q: %w", dir, err)
@@ -131,21 +138,44 @@ func checkRun(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("socket directory: %w", err)
 	}
-	return checkOwned(dir)
+	if err := checkParent("socket", realPath(dir)); err != nil {
+		return err
+	}
+	return checkOwned("socket", dir, 0o077)
 }
 
-func checkOwned(dir string) error {
+// checkOwned checks that dir, used for what, is a directory of this user with none of the permissions in others.
+func checkOwned(what, dir string, others uint32) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(dir, &st); err != nil {
-		return fmt.Errorf("socket directory %q: %w", dir, err)
+		return fmt.Errorf("%s directory %q: %w", what, dir, err)
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return fmt.Errorf("socket directory %q is not a directory: %w", dir, fs.ErrPermission)
+		return fmt.Errorf("%s directory %q is not a directory: %w", what, dir, fs.ErrPermission)
 	case int(st.Uid) != os.Geteuid():
-		return fmt.Errorf("socket directory %q belongs to user %d, not to %d: %w", dir, st.Uid, os.Geteuid(), fs.ErrPermission)
-	case st.Mode&0o077 != 0:
-		return fmt.Errorf("socket directory %q has mode %#o, want 0700: %w", dir, st.Mode&0o777, fs.ErrPermission)
+		return fmt.Errorf("%s directory %q belongs to user %d, not to %d: %w", what, dir, st.Uid, os.Geteuid(), fs.ErrPermission)
+	case st.Mode&others != 0:
+		return fmt.Errorf("%s directory %q has mode %#o, want %#o: %w", what, dir, st.Mode&0o7777, st.Mode&0o777&^others, fs.ErrPermission)
+	}
+	return nil
+}
+
+// overflowID is how a user namespace shows the owner of what belongs to nobody in it, the system's directories among it.
+const overflowID = 65534
+
+// checkParent checks that nobody but root and this user can put another directory in the place of dir.
+func checkParent(what, dir string) error {
+	parent := filepath.Dir(dir)
+	var st unix.Stat_t
+	if err := unix.Stat(parent, &st); err != nil {
+		return fmt.Errorf("%s directory: %w", what, err)
+	}
+	switch {
+	case st.Uid != 0 && int(st.Uid) != os.Geteuid() && st.Uid != overflowID:
+		return fmt.Errorf("%s directory: %q above it belongs to user %d, who could replace it: %w", what, parent, st.Uid, fs.ErrPermission)
+	case st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0:
+		return fmt.Errorf("%s directory: %q above it has mode %#o, so others could replace it: %w", what, parent, st.Mode&0o7777, fs.ErrPermission)
 	}
 	return nil
 }

@@ -41,7 +41,7 @@ type ListReply struct {
 }
 
 // lookup finds the file a request names: path below source.
-func (d *Daemon) lookup(r *http.Request, follow bool, use func(g *origin, rev *revision, f index.File) error) error {
+func (d *Daemon) lookup(r *http.Request, follow bool, use func(g *origin, rev *revision, f index.File, o Options) error) error {
 	q := r.URL.Query()
 	src, err := ParseSource(q.Get("source"))
 	if err != nil {
@@ -68,11 +68,11 @@ func (d *Daemon) lookup(r *http.Request, follow bool, use func(g *origin, rev *r
 	if err != nil {
 		return err
 	}
-	return use(g, rev, f)
+	return use(g, rev, f, o)
 }
 
 func (d *Daemon) getList(_ http.ResponseWriter, r *http.Request) (reply any, err error) {
-	err = d.lookup(r, true, func(_ *origin, rev *revision, f index.File) error {
+	err = d.lookup(r, true, func(_ *origin, rev *revision, f index.File, _ Options) error {
 		list := ListReply{Repository: rev.name, Revision: rev.Revision, Offline: rev.offline, Entries: []FileInfo{}}
 		_, n, err := f.Node()
 		if err != nil {
@@ -105,7 +105,7 @@ func (d *Daemon) getList(_ http.ResponseWriter, r *http.Request) (reply any, err
 }
 
 func (d *Daemon) getStat(_ http.ResponseWriter, r *http.Request) (reply any, err error) {
-	err = d.lookup(r, r.URL.Query().Get("follow") == "true", func(g *origin, _ *revision, f index.File) error {
+	err = d.lookup(r, r.URL.Query().Get("follow") == "true", func(g *origin, _ *revision, f index.File, _ Options) error {
 		info, err := fileInfo(baseName(r.URL.Query().Get("path")), f)
 		if err != nil {
 			return err
@@ -158,7 +158,7 @@ const ErrorTrailer = "Skimfs-Error"
 const contentAhead = 8
 
 func (d *Daemon) getContent(w http.ResponseWriter, r *http.Request) (any, error) {
-	return nil, d.lookup(r, true, func(g *origin, _ *revision, f index.File) error {
+	return nil, d.lookup(r, true, func(g *origin, _ *revision, f index.File, o Options) error {
 		_, n, err := f.Node()
 		if err != nil {
 			return err
@@ -172,7 +172,10 @@ func (d *Daemon) getContent(w http.ResponseWriter, r *http.Request) (any, error)
 		}
 		w.Header().Set("Trailer", ErrorTrailer)
 		w.Header().Set("Content-Type", "application/octet-stream")
-		s := &chunks{origin: g, deadline: defaultDeadline, ahead: d.ahead, done: r.Context()}
+		ctx, cancel := context.WithCancel(r.Context())
+		s := &chunks{origin: g, deadline: o.deadline(), ahead: d.ahead, done: ctx}
+		defer s.fetching.Wait()
+		defer cancel()
 		sent := false
 		for i, c := range list {
 			for _, next := range list[i+1 : min(len(list), i+1+contentAhead)] {

@@ -93,7 +93,7 @@ func (d *Daemon) again(ctx context.Context, r mountRecord) error {
 		return err
 	}
 	r.Dev = ""
-	if _, err := d.attach(ctx, g, r); err != nil {
+	if _, err := d.attach(ctx, g, r, true); err != nil {
 		d.origins.release(g)
 		return err
 	}

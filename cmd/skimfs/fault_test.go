@@ -175,7 +175,7 @@ func TestAFullCacheDiskStillAnswersRight(t *testing.T) {
 	if err := os.MkdirAll(cache, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if r := n.sh(`exec mount -t tmpfs -o size=160m skimfs-test "$1"`, cache); r.status != 0 {
+	if r := n.sh(`exec mount -t tmpfs -o size=160m,mode=0700 skimfs-test "$1"`, cache); r.status != 0 {
 		t.Fatal(r.stderr)
 	}
 	target := n.mount(s.image(), "-o", shortDeadline)

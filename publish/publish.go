@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -23,6 +24,8 @@ type Options struct {
 	Bare     bool     // add nothing to the image
 	Limits   Limits
 	Progress *Progress // counts along, may be nil
+	// RegistryTimeout is how long a registry may take for a manifest; default DefaultRegistryTimeout.
+	RegistryTimeout time.Duration
 }
 
 // Progress counts what a publish has done so far.
@@ -69,7 +72,7 @@ func (r *Repo) Publish(ctx context.Context, src Source, as string, opt Options) 
 	if opt.Progress == nil {
 		opt.Progress = &Progress{}
 	}
-	want := choice{platform: opt.Platform, explicit: opt.Platform != Platform{}, all: opt.All}
+	want := choice{platform: opt.Platform, explicit: opt.Platform != Platform{}, all: opt.All, timeout: cmp.Or(opt.RegistryTimeout, DefaultRegistryTimeout)}
 	if !want.explicit {
 		want.platform = HostPlatform()
 	}
@@ -78,6 +81,8 @@ func (r *Repo) Publish(ctx context.Context, src Source, as string, opt Options) 
 		return nil, err
 	}
 	defer closer.Close()
+	// Only this machine's platform has the plain name, unless the caller says otherwise.
+	further := as == "" && want.explicit && !opt.All
 	if as == "" {
 		as = name
 	}
@@ -97,7 +102,7 @@ func (r *Repo) Publish(ctx context.Context, src Source, as string, opt Options) 
 			return nil, fmt.Errorf("publishing %s: %w", src, err)
 		}
 		c.names = []string{as}
-		if opt.All {
+		if host := HostPlatform(); opt.All || further && (want.platform.OS != host.OS || want.platform.Arch != host.Arch) {
 			c.names = platformNames(as, images, i)
 		}
 		done = append(done, c)
@@ -105,20 +110,22 @@ func (r *Repo) Publish(ctx context.Context, src Source, as string, opt Options) 
 	return r.announce(ctx, done, start)
 }
 
-// platformNames are the names of one of several platforms' images: NAME@os-arch, and NAME itself for this machine's.
+// platformNames are the names of one of several platforms' images: NAME@os-arch, and NAME itself for this machine's, the first of its
+// variants.
 func platformNames(as string, images []*image, i int) []string {
 	p := images[i].platform
-	same := 0
-	for _, other := range images {
+	same, first := 0, true
+	for j, other := range images {
 		if other.platform.OS == p.OS && other.platform.Arch == p.Arch {
 			same++
+			first = first && j >= i
 		}
 	}
 	name := as + "@" + p.OS + "-" + p.Arch
 	if same > 1 && p.Variant != "" {
 		name += "-" + p.Variant
 	}
-	if host := HostPlatform(); p.OS == host.OS && p.Arch == host.Arch {
+	if host := HostPlatform(); p.OS == host.OS && p.Arch == host.Arch && first {
 		return []string{name, as}
 	}
 	return []string{name}

@@ -24,7 +24,11 @@ type registry struct {
 	repo   name.Repository
 	puller *remote.Puller
 	client *http.Client
+	limit  time.Duration // for a manifest, or to log in
 }
+
+// DefaultRegistryTimeout is how long a registry may take for a manifest, or to log in.
+const DefaultRegistryTimeout = time.Minute
 
 func openRegistry(ctx context.Context, text string, want choice) ([]*image, string, io.Closer, error) {
 	ref, err := name.ParseReference(text)
@@ -35,11 +39,11 @@ func openRegistry(ctx context.Context, text string, want choice) ([]*image, stri
 	if err != nil {
 		return nil, "", nil, err
 	}
-	got, err := puller.Get(ctx, ref)
+	b := &registry{repo: ref.Context(), puller: puller, limit: want.timeout}
+	got, err := b.get(ctx, ref)
 	if err != nil {
 		return nil, "", nil, err
 	}
-	b := &registry{repo: ref.Context(), puller: puller}
 	if err := b.login(ctx); err != nil {
 		return nil, "", nil, err
 	}
@@ -51,8 +55,21 @@ func openRegistry(ctx context.Context, text string, want choice) ([]*image, stri
 	return images, as, b, err
 }
 
+// get reads a manifest in bounded time: a registry may accept a connection and say nothing.
+func (r *registry) get(ctx context.Context, ref name.Reference) (*remote.Descriptor, error) {
+	limited, cancel := context.WithTimeoutCause(ctx, r.limit, fmt.Errorf("registry %s did not answer within %v", r.repo.RegistryStr(), r.limit))
+	defer cancel()
+	got, err := r.puller.Get(limited, ref)
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		return nil, context.Cause(limited)
+	}
+	return got, err
+}
+
 // login makes the client that reads blobs: with the credentials of docker's config, which go to the registry alone.
 func (r *registry) login(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, r.limit)
+	defer cancel()
 	auth, err := authn.Resolve(ctx, authn.DefaultKeychain, r.repo)
 	if err != nil {
 		return err
@@ -66,7 +83,7 @@ func (r *registry) login(ctx context.Context) error {
 }
 
 func (r *registry) manifest(ctx context.Context, desc v1.Descriptor) ([]byte, error) {
-	m, err := r.puller.Get(ctx, r.repo.Digest(desc.Digest.String()))
+	m, err := r.get(ctx, r.repo.Digest(desc.Digest.String()))
 	if err != nil {
 		return nil, err
 	}
@@ -150,9 +167,17 @@ func (b *remoteBlob) request() error {
 	}
 	if b.at > 0 && resp.StatusCode == http.StatusOK {
 		// This registry knows no ranges: skip what was read.
-		_, err = io.CopyN(io.Discard, resp.Body, b.at)
+		_, err = io.CopyN(io.Discard, moving{b}, b.at)
 	}
 	return err
+}
+
+// moving reads a blob's body as it comes and notes that it moves.
+type moving struct{ b *remoteBlob }
+
+func (m moving) Read(p []byte) (int, error) {
+	m.b.stall.Reset(blobStall)
+	return m.b.body.Read(p)
 }
 
 func (b *remoteBlob) Read(p []byte) (int, error) {

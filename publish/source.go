@@ -163,6 +163,7 @@ type choice struct {
 	platform Platform
 	explicit bool // the user asked for it
 	all      bool
+	timeout  time.Duration // for a registry's manifest
 }
 
 // follow reads the manifest that a descriptor names and picks from it.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -285,4 +287,45 @@ func TestDirectoryIsPublishedAsItIs(t *testing.T) {
 		t.Errorf("again: %+v, want no change", again)
 	}
 	r.verified()
+}
+
+// A registry that takes a connection and says nothing ends the publish in time.
+func TestASilentRegistryIsGivenUp(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	r := newRepo(t)
+	start := time.Now()
+	_, err = r.Publish(t.Context(), source(t, "docker://"+silent.Addr().String()+"/library/a:1"), "", publish.Options{RegistryTimeout: 300 * time.Millisecond})
+	if err == nil || !strings.Contains(err.Error(), silent.Addr().String()) {
+		t.Errorf("%v, want an error that names the registry", err)
+	}
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("given up after %v", took)
+	}
+}
+
+// One platform asked for that isn't this machine's does not take the plain name from the one that is.
+func TestAFurtherPlatformHasANameOfItsOwn(t *testing.T) {
+	host := publish.HostPlatform()
+	other := publish.Platform{OS: "linux", Arch: "arm64"}
+	if host.Arch == other.Arch {
+		other.Arch = "amd64"
+	}
+	dir := testkit.Platforms(t)
+	r := newRepo(t)
+	for _, row := range []struct {
+		platform publish.Platform
+		as, want string
+	}{
+		{publish.Platform{}, "", "local/" + filepath.Base(dir) + ":latest"},
+		{other, "", "local/" + filepath.Base(dir) + ":latest@linux-" + other.Arch},
+		{other, "local/mine:1", "local/mine:1"},
+	} {
+		if got := r.publish("oci:"+dir+":latest", row.as, publish.Options{Platform: row.platform}); got.Name != row.want {
+			t.Errorf("platform %v as %q: name is %q, want %q", row.platform, row.as, got.Name, row.want)
+		}
+	}
 }

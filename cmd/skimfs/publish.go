@@ -48,7 +48,7 @@ Exit status: 0 done, 1 failed, 2 usage.`,
 	}
 	repo := cmd.Flags().String("repo", "", "directory of the repository (required)")
 	keys := publisherKeys(cmd)
-	platform := cmd.Flags().String("platform", "", "os/arch[/variant], or all for every platform, each named TAG@os-arch (default linux on this machine's architecture)")
+	platform := cmd.Flags().String("platform", "", "os/arch[/variant], or all for every platform; another machine's is named TAG@os-arch, unless AS says otherwise (default linux on this machine's architecture)")
 	bare := cmd.Flags().Bool("bare", false, "add nothing to the image")
 	asJSON := cmd.Flags().Bool("json", false, "print the result as JSON, one line for each image")
 	maxBytes := cmd.Flags().Int64("max-bytes", 1<<40, "ceiling on the plain bytes of a layer")

@@ -25,6 +25,7 @@ var packages = map[string]string{
 	"fusermount3":   "fuse3",
 	"getfattr":      "attr",
 	"mksquashfs":    "squashfs-tools",
+	"newuidmap":     "uidmap",
 	"nginx":         "nginx-light",
 	"squashfuse_ll": "squashfuse",
 }

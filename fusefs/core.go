@@ -45,6 +45,9 @@ type Config struct {
 	TTL time.Duration
 	// ReadAhead is the most that is asked for ahead of a sequential reader, in bytes; 0 is DefaultReadAhead, less than 0 none.
 	ReadAhead int64
+	// SqfsAlias shows each symlink of the name tree under its name with ".sqfs" at the end, too: a directory, as stat sees it, that
+	// programs which go by the suffix take for an image file.
+	SqfsAlias bool
 	// NoXattrs switches extended attributes off for the whole mount.
 	NoXattrs bool
 	// Magic, if set, answers extended attributes of the mounted directory that the image doesn't have. They are not listed.
@@ -72,6 +75,7 @@ type Core struct {
 	top   *slot // slot 0
 	slots atomic.Pointer[map[uint32]*slot]
 	grow  sync.Mutex // held while slots is replaced; taken before nothing
+	swaps sync.Mutex // held by Replace
 
 	ctx    context.Context // of catalog loads
 	stop   context.CancelFunc

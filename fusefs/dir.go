@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"bytes"
 	"encoding/binary"
 
 	"github.com/skimfs/skimfs/index"
@@ -17,6 +18,9 @@ func (c *Core) Lookup(dir NodeID, name []byte, out *Entry) error {
 		return err
 	}
 	child, n, ok, err := at.tree.Lookup(at.pos, name)
+	if err == nil && !ok {
+		child, n, ok, err = c.aliased(at, name)
+	}
 	if err != nil {
 		return c.lacks(err)
 	}
@@ -30,11 +34,28 @@ func (c *Core) Lookup(dir NodeID, name []byte, out *Entry) error {
 		if s, err = c.enter(at.tree, child); err != nil {
 			return err
 		}
+	} else {
+		s.lookups.Add(1)
 	}
-	s.lookups.Add(1)
 	c.fill(&out.Attr, c.id(at.slot, child), &n.Attr)
 	return nil
 }
+
+// sqfsSuffix ends the further name of an image with Config.SqfsAlias.
+const sqfsSuffix = ".sqfs"
+
+// aliased finds what name is the further name of. Only symlinks have one: the kernel lets a directory have one name.
+func (c *Core) aliased(at place, name []byte) (index.Child, index.Node, bool, error) {
+	plain, ok := bytes.CutSuffix(name, []byte(sqfsSuffix))
+	if !ok || !c.aliases(at.slot) {
+		return index.Child{}, index.Node{}, false, nil
+	}
+	child, n, ok, err := at.tree.Lookup(at.pos, plain)
+	return child, n, ok && n.IsSymlink(), err
+}
+
+// aliases reports whether symlinks in directories of s have further names.
+func (c *Core) aliases(s *slot) bool { return c.cfg.SqfsAlias && c.names && s == c.top }
 
 // id is the NodeID, as the kernel knows it, of an entry of a directory in slot s.
 func (c *Core) id(s *slot, child index.Child) NodeID {
@@ -89,6 +110,10 @@ func (c *Core) Readdir(dir NodeID, off uint64, buf []byte) (int, error) {
 			return used, nil
 		}
 	}
+	if c.aliases(at.slot) {
+		err := c.readAliased(at, &off, put)
+		return used, err
+	}
 	if off-2 > uint64(^uint32(0)) {
 		return used, nil
 	}
@@ -101,9 +126,49 @@ func (c *Core) Readdir(dir NodeID, off uint64, buf []byte) (int, error) {
 	return used, nil
 }
 
+// readAliased puts the entries of a directory that has further names: each entry takes two offsets, the second for its further name.
+// off is that of the entry to begin with, and put moves it on.
+func (c *Core) readAliased(at place, off *uint64, put func(id NodeID, name []byte, dtype uint8) bool) error {
+	first := (*off - 2) / 2
+	if first > uint64(^uint32(0)) {
+		return nil
+	}
+	var inner error
+	err := at.tree.ReadDir(at.pos, uint32(first), func(child index.Child) bool {
+		id := c.id(at.slot, child)
+		if (*off-2)%2 == 0 && !put(id, child.Name, child.DType) {
+			return false
+		}
+		further := append(bytes.Clone(child.Name), sqfsSuffix...)
+		shown := child.DType == dtLink && len(further) <= maxName
+		if shown {
+			var taken bool
+			if _, _, taken, inner = at.tree.Lookup(at.pos, further); inner != nil {
+				return false
+			}
+			shown = !taken
+		}
+		if !shown {
+			*off++
+			return true
+		}
+		return put(id, further, child.DType)
+	})
+	if err == nil {
+		err = inner
+	}
+	if err != nil {
+		return c.lacks(err)
+	}
+	return nil
+}
+
 var dot, dotdot = []byte("."), []byte("..")
 
-const dtDir = index.ModeDir >> 12
+const (
+	dtDir  = index.ModeDir >> 12
+	dtLink = index.ModeSymlink >> 12
+)
 
 // parent is the directory above dir; the mounted directory is its own.
 func (c *Core) parent(dir NodeID, at place) (NodeID, error) {

@@ -44,11 +44,14 @@ func (c *Core) slot(number uint32) *slot {
 	return (*c.slots.Load())[number]
 }
 
-// enter returns the slot of an image that was found in the name tree.
+// enter returns the slot of an image that was found in the name tree, with one reference of the kernel more.
 func (c *Core) enter(t *index.Tree, child index.Child) (*slot, error) {
-	s := c.slot(child.Number)
-	if s != nil && s.mount.Load().tree == t {
-		return s, nil
+	if s := c.slot(child.Number); s != nil && s.mount.Load().tree == t {
+		s.lookups.Add(1)
+		if c.slot(child.Number) == s {
+			return s, nil
+		}
+		s.lookups.Add(-1) // Replace took it off meanwhile
 	}
 	row, _, err := child.Pos.Nested()
 	if err != nil {
@@ -58,9 +61,11 @@ func (c *Core) enter(t *index.Tree, child index.Child) (*slot, error) {
 	c.grow.Lock()
 	defer c.grow.Unlock()
 	old := *c.slots.Load()
-	if s = old[child.Number]; s == nil {
+	s := old[child.Number]
+	if s == nil {
 		s = &slot{number: child.Number}
 		s.mount.Store(m)
+		s.lookups.Add(1)
 		grown := maps.Clone(old)
 		grown[child.Number] = s
 		c.slots.Store(&grown)
@@ -70,7 +75,42 @@ func (c *Core) enter(t *index.Tree, child index.Child) (*slot, error) {
 		return nil, fmt.Errorf("slot %d held catalog %v and now names %v: %w", child.Number, was, row.Catalog, index.ErrFormat)
 	}
 	s.mount.Store(m)
+	s.lookups.Add(1)
 	return s, nil
+}
+
+// moveSlots hangs the images that are known into t, the name tree that is shown from now on, so that the one before leaves memory. What
+// the kernel no longer knows is dropped; an image in use that t doesn't have stays where it was.
+func (c *Core) moveSlots(t *index.Tree) {
+	c.grow.Lock()
+	defer c.grow.Unlock()
+	old, left := *c.slots.Load(), map[uint32]*slot{}
+	for n, s := range old {
+		if s.lookups.Load() <= 0 {
+			continue
+		}
+		left[n] = s
+		pos, err := t.At(n)
+		if err != nil {
+			continue
+		}
+		row, ok, err := pos.Nested()
+		if ok && err == nil && row.Kind == index.NestedImage && row.Catalog == s.mount.Load().row.Catalog {
+			s.mount.Store(&mountpoint{row, t, pos})
+		}
+	}
+	c.slots.Store(&left)
+	// A lookup that came in between sees the new map, or is seen here.
+	back := map[uint32]*slot{}
+	for n, s := range old {
+		if left[n] == nil && s.lookups.Load() > 0 {
+			back[n] = s
+		}
+	}
+	if len(back) > 0 {
+		maps.Copy(back, left)
+		c.slots.Store(&back)
+	}
 }
 
 // Forget takes back n references that lookups gave the kernel. An image that the kernel no longer knows leaves memory.
@@ -119,6 +159,8 @@ func (c *Core) Replace(ctx context.Context, t *index.Tree) error {
 			return err
 		}
 	}
+	c.swaps.Lock()
+	defer c.swaps.Unlock()
 	old := c.top.tree.Load()
 	for {
 		parts, err := t.Parts()
@@ -145,7 +187,11 @@ func (c *Core) Replace(ctx context.Context, t *index.Tree) error {
 			return err
 		}
 		if !more {
-			return c.top.set(t)
+			if err := c.top.set(t); err != nil {
+				return err
+			}
+			c.moveSlots(t)
+			return nil
 		}
 	}
 }

@@ -51,7 +51,8 @@ const readAhead = 32 << 20
 
 // chunks is a mount's source of chunks: cache first, else fetch. It is a fusefs.ChunkReader.
 type chunks struct {
-	*origin
+	via      atomic.Pointer[*origin] // how objects are reached; a remount may change it
+	db       *cachedb.DB
 	deadline time.Duration
 	ahead    *semaphore.Weighted
 	done     context.Context // ends with the mount
@@ -59,6 +60,20 @@ type chunks struct {
 
 	hits, misses, errors  atomic.Int64
 	objects, files, bytes atomic.Int64 // fetched: objects, those that begin a file, plain bytes
+}
+
+func newChunks(g *origin, deadline time.Duration, ahead *semaphore.Weighted, done context.Context) *chunks {
+	s := &chunks{db: g.db, deadline: deadline, ahead: ahead, done: done}
+	s.via.Store(&g)
+	return s
+}
+
+// origin is the way to objects now.
+func (s *chunks) origin() *origin { return *s.via.Load() }
+
+// catalog loads a catalog. It is an index.CatalogLoader.
+func (s *chunks) catalog(ctx context.Context, ref index.CatalogRef) (*index.Catalog, error) {
+	return s.origin().catalog(ctx, ref)
 }
 
 // ReadCached reads from c at off if it is in the node's cache.
@@ -94,7 +109,7 @@ var errDeadline = errors.New("the deadline for a read has passed")
 
 // whole returns all of c and counts.
 func (s *chunks) whole(ctx context.Context, c index.Chunk) ([]byte, error) {
-	plain, hit, err := s.object(ctx, c.Digest, c.Size, cachedb.ClassFile, func() { s.fetched(c) })
+	plain, hit, err := s.origin().object(ctx, c.Digest, c.Size, cachedb.ClassFile, func() { s.fetched(c) })
 	if hit && err == nil {
 		s.hits.Add(1)
 	} else if !hit {
@@ -113,7 +128,7 @@ func (s *chunks) Prefetch(c index.Chunk) {
 		ctx, cancel := context.WithTimeout(s.done, s.deadline)
 		defer cancel()
 		// A failure shows when the chunk is read. Nobody has asked yet, so it is neither hit nor miss.
-		_, _, _ = s.object(ctx, c.Digest, c.Size, cachedb.ClassFile, func() { s.fetched(c) })
+		_, _, _ = s.origin().object(ctx, c.Digest, c.Size, cachedb.ClassFile, func() { s.fetched(c) })
 	})
 }
 

@@ -256,6 +256,12 @@ func (c *Client) Unmount(ctx context.Context, target string, lazy bool) error {
 	return c.do(ctx, http.MethodDelete, "/v1/mounts?"+q.Encode(), nil, nil)
 }
 
+// Refresh makes a mount of a repository show the current revision now, instead of when its TTL is over.
+func (c *Client) Refresh(ctx context.Context, target string) (*MountStatus, error) {
+	s := &MountStatus{}
+	return s, c.do(ctx, http.MethodPost, "/v1/mounts/refresh?"+url.Values{"target": {target}}.Encode(), nil, s)
+}
+
 // WaitGone returns when nothing is mounted at target any more.
 func (c *Client) WaitGone(ctx context.Context, target string) error {
 	return c.do(ctx, http.MethodGet, "/v1/mounts/wait?"+url.Values{"target": {target}}.Encode(), nil, nil)

@@ -2,6 +2,7 @@ package mountd
 
 import (
 	"log/slog"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -31,6 +32,10 @@ type Options struct {
 	Deadline   time.Duration `json:"deadline,omitempty"`    // for one read, in ns: 30 s
 	Timeout    time.Duration `json:"timeout,omitempty"`     // for a connection and the first byte through a proxy, in ns: 5 s
 	Direct     time.Duration `json:"direct,omitempty"`      // the same without a proxy, in ns: 10 s
+	MaxTTL     time.Duration `json:"max_ttl,omitempty"`     // within it a new revision shows, in ns: what the manifest says
+	Revision   uint64        `json:"revision,omitempty"`    // show this revision for ever: the current one, and those that follow
+	Date       time.Time     `json:"date,omitzero"`         // show the last revision that is no younger, for ever
+	SqfsAlias  bool          `json:"sqfs_alias,omitempty"`  // show each image of a repository under its name with .sqfs, too
 }
 
 const (
@@ -55,8 +60,11 @@ func (o Options) check() error {
 	if _, err := fetch.ParseProxies(o.Proxy); err != nil {
 		return problem(Usage, "proxy: %w", err)
 	}
-	if o.Deadline < 0 || o.Timeout < 0 || o.Direct < 0 {
-		return problem(Usage, "deadline or timeout is negative")
+	if o.Deadline < 0 || o.Timeout < 0 || o.Direct < 0 || o.MaxTTL < 0 {
+		return problem(Usage, "deadline, timeout or TTL is negative")
+	}
+	if o.Revision != 0 && !o.Date.IsZero() {
+		return problem(Usage, "both a revision and a date are given")
 	}
 	for _, s := range o.Servers {
 		if src, err := ParseSource(s); err != nil || src.URL == "" || src.Path != "" {
@@ -84,13 +92,4 @@ func (o Options) servers(src Source) []string {
 }
 
 // same reports whether two mounts with these options would show and fetch the same.
-func (o Options) same(p Options) bool {
-	id := func(a *uint32) int64 {
-		if a == nil {
-			return -1
-		}
-		return int64(*a)
-	}
-	return o.PublicKey == p.PublicKey && o.Proxy == p.Proxy && slices.Equal(o.Servers, p.Servers) && o.AllowOther == p.AllowOther &&
-		id(o.UID) == id(p.UID) && id(o.GID) == id(p.GID) && o.Deadline == p.Deadline && o.Timeout == p.Timeout && o.Direct == p.Direct
-}
+func (o Options) same(p Options) bool { return reflect.DeepEqual(o, p) }

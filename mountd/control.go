@@ -21,7 +21,8 @@ type MountRequest struct {
 	Source  string  `json:"source"`
 	Target  string  `json:"target"` // absolute, without symlinks: see CheckTarget
 	Options Options `json:"options"`
-	Quota   int64   `json:"quota,omitempty"` // bytes; refused unless the cache has this limit
+	Quota   int64   `json:"quota,omitempty"`   // bytes; refused unless the cache has this limit
+	Remount bool    `json:"remount,omitempty"` // change the options of what is mounted, and look for a new revision
 }
 
 // MountReply tells of a mount made, or found.
@@ -53,7 +54,8 @@ func (d *Daemon) server() *http.Server {
 	mux := http.NewServeMux()
 	for pattern, h := range map[string]func(http.ResponseWriter, *http.Request) (any, error){
 		"POST /v1/mounts": d.postMount, "DELETE /v1/mounts": d.deleteMount, "GET /v1/mounts": d.getMounts, "GET /v1/mounts/wait": d.waitMount,
-		"GET /v1/status": d.getStatus, "GET /v1/ls": d.getList, "GET /v1/stat": d.getStat, "GET /v1/cat": d.getContent,
+		"POST /v1/mounts/refresh": d.refreshMount,
+		"GET /v1/status":          d.getStatus, "GET /v1/ls": d.getList, "GET /v1/stat": d.getStat, "GET /v1/cat": d.getContent,
 		"PUT /v1/cache": d.putCache, "GET /metrics": d.getMetrics,
 	} {
 		mux.Handle(pattern, d.handler(pattern, h))
@@ -198,6 +200,11 @@ func (d *Daemon) waitMount(_ http.ResponseWriter, r *http.Request) (any, error) 
 			return nil, problem(Stopping, "the daemon is about to end")
 		}
 	}
+}
+
+// refreshMount answers when the mount shows the repository's current revision.
+func (d *Daemon) refreshMount(_ http.ResponseWriter, r *http.Request) (any, error) {
+	return d.refresh(r.Context(), r.URL.Query().Get("target"))
 }
 
 func (d *Daemon) getStatus(http.ResponseWriter, *http.Request) (any, error) { return d.status(), nil }

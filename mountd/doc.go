@@ -30,6 +30,7 @@
 //	DELETE /v1/mounts?target=&lazy=true
 //	GET    /v1/mounts                         list of MountStatus
 //	GET    /v1/mounts/wait?target=            answers when it is unmounted
+//	POST   /v1/mounts/refresh?target=         look for a new revision now → MountStatus
 //	GET    /v1/status                         Status
 //	GET    /v1/ls?source=&path=&options=      ListReply; options: Options as JSON
 //	GET    /v1/stat?source=&path=&follow=true FileInfo

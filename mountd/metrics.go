@@ -12,7 +12,12 @@ var (
 	metricMounts      = metrics.NewCounter(`skimfs_mounts_total`)
 	metricMountErrors = metrics.NewCounter(`skimfs_mount_errors_total`)
 	metricMountTime   = metrics.NewHistogram(`skimfs_mount_seconds`)
-	metricMounted     = metrics.NewGauge(`skimfs_mounted`, nil)
+
+	metricRevisionChecks   = metrics.NewCounter(`skimfs_revision_checks_total`)
+	metricRevisionErrors   = metrics.NewCounter(`skimfs_revision_check_errors_total`)
+	metricRevisionSwitches = metrics.NewCounter(`skimfs_revision_switches_total`)
+
+	metricMounted = metrics.NewGauge(`skimfs_mounted`, nil)
 )
 
 // countRequest counts an answer of the control API; kind is "none" for a success.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -41,7 +42,6 @@ type mount struct {
 	id      int64 // in this daemon's life
 	record  mountRecord
 	begun   time.Time
-	origin  *origin
 	tree    *index.Tree
 	fuse    *fusefs.Mounted
 	chunks  *chunks
@@ -49,7 +49,12 @@ type mount struct {
 	cancel  context.CancelFunc // ends what the mount does in the background
 	release func()             // lets the daemon end
 	lost    atomic.Pointer[string]
-	gone    chan struct{} // closed when it is unmounted
+	shown   atomic.Pointer[shown]
+	live    atomic.Pointer[Options] // record's, as remounts have changed them
+	check   chan chan<- error       // asks for a look at the current revision
+
+	following sync.WaitGroup
+	gone      chan struct{} // closed when it is unmounted
 }
 
 func (m *mount) status() MountStatus {
@@ -57,6 +62,12 @@ func (m *mount) status() MountStatus {
 	s := MountStatus{
 		ID: m.id, Source: r.Source, Target: r.Target, State: "mounted", Kind: "repository", Repository: r.Repository, Revision: r.Revision,
 		Root: r.Root.Digest.String(), Mounted: m.begun, Offline: r.Offline, HitRatio: 1,
+	}
+	if now := m.shown.Load(); now != nil {
+		s.Revision, s.Root, s.Offline, s.Since = now.revision, now.root.Digest.String(), now.offline, now.since
+		if s.Follows = m.follows(); s.Follows {
+			s.Checked, s.CheckError = now.checked, now.err
+		}
 	}
 	if !r.Image.Digest.IsZero() {
 		s.Kind, s.Image = "image", r.Image.Digest.String()
@@ -94,6 +105,9 @@ func (d *Daemon) mount(ctx context.Context, req MountRequest) (*MountReply, erro
 }
 
 func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply, error) {
+	if req.Remount {
+		return d.remount(ctx, req)
+	}
 	src, err := ParseSource(req.Source)
 	if err != nil {
 		return nil, err
@@ -113,7 +127,7 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 	old := d.mounts[req.Target]
 	d.mu.Unlock()
 	if old != nil && old.fuse != nil {
-		if old.record.Source != src.String() || !old.record.Options.same(req.Options) {
+		if old.record.Source != src.String() || !old.options().same(req.Options) {
 			what := old.record.Source
 			if what == src.String() {
 				what += " with other options"
@@ -132,7 +146,7 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 	if err != nil {
 		return nil, err
 	}
-	record, err := d.resolve(ctx, g, src, req)
+	record, why, err := d.resolve(ctx, g, src, req)
 	if err != nil {
 		d.origins.release(g)
 		return nil, err
@@ -142,6 +156,9 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 		d.origins.release(g)
 		return nil, err
 	}
+	if record.Offline {
+		d.log.Warn("mounted offline, at the revision accepted last", "target", req.Target, "revision", record.Revision, "err", why)
+	}
 	return &MountReply{m.status(), false}, nil
 }
 
@@ -150,10 +167,8 @@ func (d *Daemon) checkPlace(target string) error {
 	if target == "" || target[0] != '/' {
 		return problem(Usage, "target %q is not an absolute path", target)
 	}
-	for what, path := range map[string]string{"cache": d.place.cache, "control socket": realPath(d.place.run), "state": realPath(d.place.state)} {
-		if covers(target, path) {
-			return problem(Target, "a mount at %q would hide the %s in %q", target, what, path)
-		}
+	if err := d.place.checkHidden(target); err != nil {
+		return err
 	}
 	table, err := mountTable()
 	if err != nil {
@@ -172,23 +187,35 @@ func (d *Daemon) checkPlace(target string) error {
 	return nil
 }
 
-// resolve finds what to mount, at the repository's current revision.
-func (d *Daemon) resolve(ctx context.Context, g *origin, src Source, req MountRequest) (mountRecord, error) {
+// CheckHidden refuses a target that would hide what the daemon of a cache directory ("" is the home's) needs.
+func CheckHidden(h Home, cache, target string) error { return newPlace(h, cache).checkHidden(target) }
+
+func (p place) checkHidden(target string) error {
+	for what, path := range map[string]string{"cache": p.cache, "control socket": realPath(p.run), "state": realPath(p.state)} {
+		if covers(target, path) {
+			return problem(Target, "a mount at %q would hide the %s in %q", target, what, path)
+		}
+	}
+	return nil
+}
+
+// resolve finds what to mount, at the repository's current revision or the one that is asked for; why tells of no server that answered.
+func (d *Daemon) resolve(ctx context.Context, g *origin, src Source, req MountRequest) (_ mountRecord, why, err error) {
 	rev, f, err := d.find(ctx, g, src, req.Options, true)
 	if err != nil {
-		return mountRecord{}, err
+		return mountRecord{}, nil, err
 	}
 	_, n, err := f.Node()
 	if err != nil {
-		return mountRecord{}, err
+		return mountRecord{}, nil, err
 	}
 	if !n.IsDir() {
-		return mountRecord{}, problem(NotFound, "%s is not a directory: only directories can be mounted", src)
+		return mountRecord{}, nil, problem(NotFound, "%s is not a directory: only directories can be mounted", src)
 	}
 	return mountRecord{
 		Source: src.String(), Target: req.Target, Options: req.Options, Repository: rev.name, Revision: rev.Revision, Root: rev.Root,
 		Image: f.Root, Directory: f.Num, TTL: rev.TTL, Offline: rev.offline,
-	}, nil
+	}, rev.why, nil
 }
 
 // find resolves the path of src in the current revision. A path that isn't there is looked for once more past all caches on the way.
@@ -197,12 +224,13 @@ func (d *Daemon) find(ctx context.Context, g *origin, src Source, o Options, fol
 	if err != nil {
 		return nil, index.File{}, err
 	}
-	f, err := rev.view.Resolve(ctx, src.Path, follow)
+	path := digestPath(src.Path)
+	f, err := rev.view.Resolve(ctx, path, follow)
 	if errors.Is(err, fs.ErrNotExist) && !rev.offline {
 		newer, acceptErr := d.accept(ctx, g, src, o, true)
 		if acceptErr == nil && newer.Revision != rev.Revision {
 			rev = newer
-			f, err = rev.view.Resolve(ctx, src.Path, follow)
+			f, err = rev.view.Resolve(ctx, path, follow)
 		}
 	}
 	switch {
@@ -220,7 +248,10 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known boo
 	if !ok {
 		return nil, problem(Stopping, "the daemon is about to end")
 	}
-	m := &mount{id: d.lastID.Add(1), record: r, begun: time.Now(), origin: g, metrics: metrics.NewSet(), release: release, gone: make(chan struct{})}
+	m := &mount{id: d.lastID.Add(1), record: r, begun: time.Now(), metrics: metrics.NewSet(), release: release, gone: make(chan struct{}),
+		check: make(chan chan<- error)}
+	m.live.Store(&r.Options)
+	m.shown.Store(&shown{revision: r.Revision, root: r.Root, ttl: r.TTL, since: m.begun, offline: r.Offline, checked: checkedAt(r, known)})
 	background, cancel := context.WithCancel(d.ctx)
 	m.cancel = cancel
 	defer func() {
@@ -243,10 +274,10 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known boo
 	if err := reach(ctx, m.tree, r.Directory, g.catalog); err != nil {
 		return nil, fmt.Errorf("catalogs of %s: %w", r.Source, err)
 	}
-	m.chunks = &chunks{origin: g, deadline: r.Options.deadline(), ahead: d.ahead, done: background}
+	m.chunks = newChunks(g, r.Options.deadline(), d.ahead, background)
 	core, err := fusefs.New(fusefs.Config{
-		Tree: m.tree, Root: r.Directory, Chunks: m.chunks, Catalogs: g.catalog, Deadline: r.Options.deadline(), Owner: owner(r.Options),
-		TTL: r.TTL, Magic: m.magic, Log: d.log.With("mount", r.Target), Metrics: m.metrics, Labels: fmt.Sprintf("mount=\"%d\"", m.id),
+		Tree: m.tree, Root: r.Directory, Chunks: m.chunks, Catalogs: m.chunks.catalog, Deadline: r.Options.deadline(), Owner: owner(r.Options),
+		TTL: namesValid(r.Options.ttl(r.TTL)), SqfsAlias: r.Options.SqfsAlias, Magic: m.magic, Log: d.log.With("mount", r.Target), Metrics: m.metrics, Labels: fmt.Sprintf("mount=\"%d\"", m.id),
 	})
 	if err != nil {
 		return nil, err
@@ -282,6 +313,13 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known boo
 	d.log.Info("mounted", "source", r.Source, "target", r.Target, "repository", r.Repository, "revision", r.Revision, "catalog", ref.Digest)
 	d.wg.Go(func() { d.prepare(background, m, core) })
 	d.wg.Go(func() { d.watch(m, core) })
+	if m.follows() {
+		m.following.Add(1)
+		d.wg.Go(func() {
+			defer m.following.Done()
+			d.follow(background, m, core, known || r.Offline)
+		})
+	}
 	return m, nil
 }
 
@@ -303,13 +341,14 @@ func (d *Daemon) watch(m *mount, core *fusefs.Core) {
 		// takeDown waits a little for Done.
 		return
 	}
-	core.Close()
 	d.drop(m)
-	m.chunks.fetching.Wait() // drop ended what it does
+	m.following.Wait() // drop ended what it does
+	core.Close()
+	m.chunks.fetching.Wait()
 	d.mu.Lock()
 	delete(d.leaving, m)
 	d.mu.Unlock()
-	d.origins.release(m.origin)
+	d.origins.release(m.chunks.origin())
 	m.release()
 	d.log.Info("unmounted", "source", m.record.Source, "target", m.record.Target)
 }
@@ -335,12 +374,37 @@ func (d *Daemon) dropLost(m *mount) {
 	m.release()
 }
 
-func (d *Daemon) save(m *mount) error {
-	b, err := json.Marshal(m.record)
+// options are those that hold now.
+func (m *mount) options() Options { return *m.live.Load() }
+
+// current is the record of what m shows now.
+func (m *mount) current() mountRecord {
+	r := m.record
+	if now := m.shown.Load(); now != nil {
+		r.Revision, r.Root, r.TTL = now.revision, now.root, now.ttl
+	}
+	if o := m.live.Load(); o != nil {
+		r.Options = *o
+	}
+	return r
+}
+
+func (d *Daemon) save(m *mount) error { return d.saveRecord(m.current()) }
+
+func (d *Daemon) saveRecord(r mountRecord) error {
+	b, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	return d.db.SetState(mountState+m.record.Target, b)
+	return d.db.SetState(mountState+r.Target, b)
+}
+
+// checkedAt is when a server told of r: at mount time, unless the mount is restored or no server answered.
+func checkedAt(r mountRecord, known bool) time.Time {
+	if known || r.Offline {
+		return time.Time{}
+	}
+	return time.Now()
 }
 
 func (d *Daemon) forget(m *mount) {
@@ -435,14 +499,14 @@ func mountError(target string, err error) error {
 
 // magic answers extended attributes of the mounted directory that tell of the mount.
 func (m *mount) magic(name string) ([]byte, bool) {
-	r := &m.record
+	r, now := &m.record, m.shown.Load()
 	switch name {
 	case "user.skimfs.repository":
 		return []byte(r.Repository), true
 	case "user.skimfs.revision":
-		return strconv.AppendUint(nil, r.Revision, 10), true
+		return strconv.AppendUint(nil, now.revision, 10), true
 	case "user.skimfs.root":
-		return []byte(r.Root.Digest.String()), true
+		return []byte(now.root.Digest.String()), true
 	case "user.skimfs.image":
 		return []byte(r.Image.Digest.String()), !r.Image.Digest.IsZero()
 	case "user.skimfs.pid":

@@ -173,7 +173,7 @@ func (d *Daemon) getContent(w http.ResponseWriter, r *http.Request) (any, error)
 		w.Header().Set("Trailer", ErrorTrailer)
 		w.Header().Set("Content-Type", "application/octet-stream")
 		ctx, cancel := context.WithCancel(r.Context())
-		s := &chunks{origin: g, deadline: o.deadline(), ahead: d.ahead, done: ctx}
+		s := newChunks(g, o.deadline(), d.ahead, ctx)
 		defer s.fetching.Wait()
 		defer cancel()
 		sent := false

@@ -28,6 +28,7 @@ type origin struct {
 	refs int              // guarded by origins.mu
 
 	files atomic.Int64 // objects of ClassFile fetched
+	ttl   atomic.Int64 // of the manifest accepted last, in ns
 }
 
 // origins are the origins in use, and a few that were.

@@ -20,6 +20,8 @@ type revision struct {
 	*index.Manifest
 	view    *index.View
 	offline bool          // no server answered: it is the last one accepted
+	why     error         // of offline
+	pin     string        // it was asked for by revision or date, and is recorded under this name
 	record  *acceptedRoot // to be remembered once its root catalog is here; nil if it is already
 }
 
@@ -32,15 +34,25 @@ const trustTime = 30 * time.Second
 // accept returns the current revision of src as docs/format.md section 7 has it, with its root catalog loaded and recorded. Where no
 // server answers it is the one accepted last. With fresh, caches on the way are passed by.
 func (d *Daemon) accept(ctx context.Context, g *origin, src Source, o Options, fresh bool) (*revision, error) {
-	rev, err := d.trust(ctx, g, src, o, fresh)
+	var rev *revision
+	var err error
+	if o.pinned() {
+		rev, err = d.trustPinned(ctx, g, src, o)
+	} else {
+		rev, err = d.trust(ctx, g, src, o, fresh)
+	}
 	if err != nil {
 		return nil, err
 	}
+	g.ttl.Store(int64(rev.TTL))
 	if rev.view, err = g.viewOf(ctx, rev.Root); err != nil {
 		return nil, fmt.Errorf("root catalog of %s, revision %d: %w", rev.where(), rev.Revision, err)
 	}
 	// Not before: what can't be had must not take the place of what can.
-	if rev.record != nil {
+	switch {
+	case rev.record != nil && rev.pin != "":
+		err = rev.rememberPin(rev.pin, rev.record)
+	case rev.record != nil:
 		err = rev.rememberRoot(rev.record)
 	}
 	return rev, err
@@ -72,7 +84,7 @@ func (d *Daemon) trust(ctx context.Context, g *origin, src Source, o Options, fr
 	limited, cancel := context.WithTimeout(ctx, trustTime)
 	defer cancel()
 	name := src.Name
-	manifest, err := g.client.FileChecked(limited, "manifest", defaultTTL, index.MaxNote, fresh, func(b []byte) error {
+	manifest, err := g.client.FileChecked(limited, "manifest", o.ttl(time.Duration(g.ttl.Load())), index.MaxNote, fresh, func(b []byte) error {
 		got, err := index.ManifestName(b)
 		if err == nil && src.Name != "" && got != src.Name {
 			err = fmt.Errorf("manifest is of repository %q, want %q: %w", got, src.Name, index.ErrSignature)
@@ -132,8 +144,7 @@ func (d *Daemon) lastAccepted(g *origin, name string, o Options, why error) (*re
 	if err := r.checkRevoked(last); err != nil {
 		return nil, err
 	}
-	d.log.Warn("offline: using the revision accepted last", "repository", name, "revision", last.Revision, "err", why)
-	return &revision{repository: r, Manifest: last.manifest(name), offline: true}, nil
+	return &revision{repository: r, Manifest: last.manifest(name), offline: true, why: why}, nil
 }
 
 // acceptedRoot is the state record of the revision accepted last under a name and master key.

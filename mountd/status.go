@@ -74,7 +74,11 @@ type MountStatus struct {
 	Manifest   string    `json:"manifest,omitempty"` // digest of the OCI image manifest
 	Platform   string    `json:"platform,omitempty"`
 	Mounted    time.Time `json:"mounted"`
-	Offline    bool      `json:"offline"` // no server answered at mount time
+	Offline    bool      `json:"offline"`               // no server answered at mount time, or at the last check
+	Since      time.Time `json:"since"`                 // shows this revision since
+	Follows    bool      `json:"follows"`               // shows new revisions as they come: a repository that isn't pinned
+	Checked    time.Time `json:"checked,omitzero"`      // when a server last said that there is none newer
+	CheckError string    `json:"check_error,omitempty"` // why the last check failed
 
 	FilesFetched   int64   `json:"files_fetched"`   // files of which the beginning was fetched
 	ObjectsFetched int64   `json:"objects_fetched"` // chunks of files

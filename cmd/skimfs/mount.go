@@ -38,25 +38,21 @@ Options for -o (default):
 		if _, err := mountd.ParseSource(args[0]); err != nil {
 			return usage(cmd, err)
 		}
-		target, err := mountd.CheckTarget(args[1])
+		reply, target, err := mount(cmd.Context(), args[0], args[1], o, false)
 		if err != nil {
-			return mountFormError(err, a)
+			return err
 		}
-		c, err := connect(cmd.Context(), o)
-		if err != nil {
-			return mountFormError(err, a)
-		}
-		reply, err := c.Mount(cmd.Context(), mountd.MountRequest{Source: args[0], Target: target, Options: o.Options, Quota: o.quota})
-		if err != nil {
-			return mountFormError(err, a)
-		}
-		if reply.Already {
+		if reply.Already && !o.remount {
 			fmt.Fprintf(cmd.ErrOrStderr(), "skimfs: %s is mounted on %s already\n", reply.Source, target)
 		}
 		if reply.Offline {
 			fmt.Fprintf(cmd.ErrOrStderr(), "skimfs: no server answers: revision %d, accepted before, is mounted\n", reply.Revision)
 		}
 		if foreground {
+			c, err := connect(cmd.Context(), o)
+			if err != nil {
+				return mountFormError(err, a)
+			}
 			return mountFormError(stay(cmd.Context(), c, target), a)
 		}
 		return nil

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +20,8 @@ type mountOptions struct {
 	cache string
 	quota int64
 	idle  time.Duration
+
+	remount bool
 }
 
 // option is a row of the table of -o options.
@@ -81,10 +85,71 @@ var options = []option{
 		o.Direct, err = parseTime(v)
 		return err
 	}},
+	{"max_ttl", "TIME", "what the manifest says", "of a repository: a new revision shows within this time", false, func(o *mountOptions, v string) (err error) {
+		o.MaxTTL, err = parseTime(v)
+		return err
+	}},
+	{"revision", "N", "the current one, and those that follow", "show this revision of the repository for ever", false, func(o *mountOptions, v string) (err error) {
+		if o.Revision, err = strconv.ParseUint(v, 10, 64); err != nil || o.Revision == 0 {
+			return fmt.Errorf("%q is no number of a revision", v)
+		}
+		return nil
+	}},
+	{"date", "DATE", "now", "show the revision of this day or time for ever, as in 2026-11-28 or 2026-11-28T13:00:00Z", false, func(o *mountOptions, v string) (err error) {
+		o.Date, err = parseDate(v)
+		return err
+	}},
+	{"sqfs_alias", "", "off", "of a repository: show each image as NAME.sqfs, too", false, func(o *mountOptions, _ string) error {
+		o.SqfsAlias = true
+		return nil
+	}},
+	{"remount", "", "off", "change options of what is mounted, and look for a new revision now", false, func(o *mountOptions, _ string) error {
+		o.remount = true
+		return nil
+	}},
 	{"idle", "TIME", "30s", "how long a daemon started for this command outlives its last mount", true, func(o *mountOptions, v string) (err error) {
 		o.idle, err = parseTime(v)
 		return err
 	}},
+}
+
+// others are options that mount(8), systemd and fstab leave in the list: they say nothing to us, or what holds anyway. Those of the kernel
+// come back with a remount.
+var others = map[string]bool{
+	"_netdev": true, "nofail": true, "fail": true, "auto": true, "noauto": true, "user": true, "nouser": true, "users": true, "nousers": true, "owner": true, "noowner": true,
+	"group": true, "nogroup": true, "defaults": true, "rw": true, "nosuid": true, "nodev": true, "suid": true, "dev": true, "exec": true, "async": true,
+	"atime": true, "noatime": true, "relatime": true, "norelatime": true, "strictatime": true, "lazytime": true, "nolazytime": true, "diratime": true, "nodiratime": true,
+	"iversion": true, "noiversion": true, "loud": true, "silent": true, "comment": true, "user_id": true, "group_id": true, "default_permissions": true,
+	"max_read": true, "blksize": true, "fsname": true, "subtype": true, "rootmode": true, "fd": true, "helper": true, "uhelper": true,
+}
+
+// implyNoexec are options that let users mount: mount(8) adds noexec for them, which a container image can't mean.
+var implyNoexec = []string{"user", "users", "owner", "group"}
+
+// parseFstab is parseOptions for lists that come from mount(8). With sloppy, unknown options don't matter.
+func parseFstab(lists []string, sloppy bool) (mountOptions, error) {
+	var kept []string
+	given := map[string]bool{}
+	for _, list := range lists {
+		for _, item := range splitList(list) {
+			name, _, _ := strings.Cut(strings.TrimSpace(item), "=")
+			given[name] = true
+			_, ours := findOption(name)
+			switch {
+			case ours, name == "noexec":
+			case others[name], strings.HasPrefix(name, "x-"), strings.HasPrefix(name, "X-"), sloppy:
+				continue
+			}
+			kept = append(kept, item)
+		}
+	}
+	if slices.ContainsFunc(implyNoexec, func(name string) bool { return given[name] }) || sloppy {
+		kept = slices.DeleteFunc(kept, func(item string) bool { return strings.TrimSpace(item) == "noexec" })
+	}
+	for i, item := range kept {
+		kept[i] = strings.ReplaceAll(item, ",", `\,`)
+	}
+	return parseOptions(kept)
 }
 
 // parseOptions reads the lists given with -o. A comma in a value is written "\,".
@@ -146,6 +211,9 @@ func findOption(name string) (option, bool) {
 }
 
 func unknownOption(name string) error {
+	if name == "noexec" {
+		return errors.New("option \"noexec\": programs in images are there to be run")
+	}
 	if name == "rw" {
 		return fmt.Errorf("option %q: an image can't be written to", name)
 	}
@@ -231,4 +299,17 @@ func parseTime(v string) (time.Duration, error) {
 		return 0, fmt.Errorf("%q is no time, as in 30s or 2m", v)
 	}
 	return d, nil
+}
+
+// parseDate reads a day, which counts to its end, or a time; without a zone it is UTC.
+func parseDate(v string) (time.Time, error) {
+	if day, err := time.Parse(time.DateOnly, v); err == nil {
+		return day.AddDate(0, 0, 1).Add(-time.Second), nil
+	}
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02T15:04"} {
+		if t, err := time.Parse(layout, v); err == nil {
+			return t.UTC(), nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("%q is no date, as in 2026-11-28 or 2026-11-28T13:00:00Z", v)
 }

@@ -110,7 +110,10 @@ func mountLine(m mountd.MountStatus) string {
 		line += fmt.Sprintf(", %d errors", m.Errors)
 	}
 	if m.Offline {
-		line += ", mounted offline"
+		line += ", offline"
+	}
+	if m.CheckError != "" {
+		line += ", no newer revision accepted: " + m.CheckError
 	}
 	return line
 }

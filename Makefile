@@ -68,7 +68,7 @@ docs: build ## write man pages and completions, made from the command table, to 
 
 install: docs ## install below PREFIX (/usr/local); DESTDIR for packages
 	install -D -m 0755 bin/skimfs $(DESTDIR)$(BINDIR)/skimfs
-	install -d $(DESTDIR)$(SBINDIR) && ln -sf $(BINDIR)/skimfs $(DESTDIR)$(SBINDIR)/mount.skimfs
+	install -d $(DESTDIR)$(SBINDIR) && for name in mount.skimfs mount.fuse.skimfs; do ln -sf $(BINDIR)/skimfs $(DESTDIR)$(SBINDIR)/$$name; done
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 && install -m 0644 bin/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
 	install -D -m 0644 bin/completion/skimfs.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/skimfs
 	install -D -m 0644 bin/completion/skimfs.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs
@@ -77,7 +77,7 @@ install: docs ## install below PREFIX (/usr/local); DESTDIR for packages
 	sed -i 's|^ExecStart=[^ ]*skimfs|ExecStart=$(BINDIR)/skimfs|' $(DESTDIR)$(UNITDIR)/skimfs-mountd.service
 
 uninstall: ## remove what install put there
-	rm -f $(DESTDIR)$(BINDIR)/skimfs $(DESTDIR)$(SBINDIR)/mount.skimfs $(DESTDIR)$(PREFIX)/share/man/man1/skimfs.1 $(DESTDIR)$(PREFIX)/share/man/man1/skimfs-*.1 \
+	rm -f $(DESTDIR)$(BINDIR)/skimfs $(DESTDIR)$(SBINDIR)/mount.skimfs $(DESTDIR)$(SBINDIR)/mount.fuse.skimfs $(DESTDIR)$(PREFIX)/share/man/man1/skimfs.1 $(DESTDIR)$(PREFIX)/share/man/man1/skimfs-*.1 \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/skimfs $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs \
 		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish $(DESTDIR)$(UNITDIR)/skimfs-mountd.service
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"reflect"
 	"strings"
 	"time"
@@ -47,11 +48,14 @@ func (d *Daemon) reconfigure(ctx context.Context, req MountRequest) error {
 	if err != nil {
 		return err
 	}
+	if os.Geteuid() == 0 {
+		next.AllowOther = old.AllowOther // always on, and brought back by mount(8)
+	}
 	if err := next.check(); err != nil {
 		return err
 	}
 	if fixed := old.fixedIn(next); len(fixed) > 0 {
-		return problem(Conflict, "remounting %q: %s can't be changed while it is mounted", req.Target, strings.Join(fixed, ", "))
+		return problem(Busy, "remounting %q: %s can't be changed while it is mounted", req.Target, strings.Join(fixed, ", "))
 	}
 	if old.same(next) {
 		return nil

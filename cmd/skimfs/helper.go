@@ -16,6 +16,9 @@ import (
 // helperName is the name under which mount(8) runs this program for file systems of type skimfs.
 const helperName = "mount.skimfs"
 
+// remountName is the helper's name for what is mounted already, by the type that the kernel shows.
+const remountName = "mount.fuse.skimfs"
+
 const helperUsage = "mount.skimfs SOURCE TARGET [-sfnv] [-N namespace] [-t type] [-o options]"
 
 // helperCall is a call by mount(8).

@@ -353,3 +353,29 @@ func TestSqfsAliasTakesChRunIn(t *testing.T) {
 		t.Errorf("the mount is %+v", info)
 	}
 }
+
+// P04: nodes follow a rollback as they follow any publish.
+func TestP04NodesFollowARollback(t *testing.T) {
+	t.Parallel()
+	r := newLiveRepo(t)
+	const app = "docker.io/library/app:1"
+	r.publish(app, "one")
+	r.publish(app, "two")
+	n := r.node()
+	target := n.target("m")
+	n.ok("mount", testName, target, "-o", "max_ttl=200ms,server="+r.url)
+	version := func() string { return n.sh(`exec cat "$1/etc/version"`, filepath.Join(target, app)).stdout }
+	if got := version(); got != "two\n" {
+		t.Fatalf("version %q", got)
+	}
+	if got := r.skimfs("repo", "rollback", r.dir, "2", "--keys", r.keys); !strings.Contains(got, "moved   "+app) || !strings.Contains(got, "revision 4") {
+		t.Errorf("rollback prints %q", got)
+	}
+	n.await("the rollback", func() bool { return version() == "one\n" })
+	if got := r.skimfs("repo", "history", r.dir, "--keys", r.keys); !strings.HasPrefix(got, "revision 4 of ") || strings.Count(got, "moved") != 2 || strings.Count(got, ", current") != 1 {
+		t.Errorf("history prints %q", got)
+	}
+	if got := n.run("repo", "rollback", r.dir, "77", "--keys", r.keys); got.status != exitFailed || !strings.Contains(got.stderr, "hint: skimfs repo history") {
+		t.Errorf("to nowhere: status %d, %q", got.status, got.stderr)
+	}
+}

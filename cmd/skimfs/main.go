@@ -52,7 +52,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if filepath.Base(os.Args[0]) == helperName {
+	if name := filepath.Base(os.Args[0]); name == helperName || name == remountName {
 		os.Exit(runHelper(ctx, os.Args[1:], os.Stdout, os.Stderr))
 	}
 	os.Exit(run(ctx, filepath.Base(os.Args[0]), os.Args[1:], os.Stdout, os.Stderr))

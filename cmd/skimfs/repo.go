@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -31,7 +32,7 @@ func repoCommand() *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(repoCreate(), repoList(), repoInfo(), repoVerify(), repoRemove(), repoGC(), repoWhitelist())
+	cmd.AddCommand(repoCreate(), repoList(), repoInfo(), repoVerify(), repoRemove(), repoGC(), repoHistory(), repoRollback(), repoWhitelist())
 	return cmd
 }
 
@@ -77,6 +78,7 @@ func repoError(err error) error {
 		key       *publish.KeyError
 		whitelist *publish.WhitelistError
 		name      *publish.NameError
+		gone      *publish.RevisionError
 		platform  *publish.PlatformError
 		limit     *publish.LimitError
 	)
@@ -93,6 +95,8 @@ func repoError(err error) error {
 		if n := name.Nearest(); n != "" {
 			hint = "did you mean " + n + "?"
 		}
+	case errors.As(err, &gone):
+		hint = "skimfs repo history lists the revisions"
 	case errors.As(err, &platform):
 		hint = "choose one with --platform, or all"
 	case errors.As(err, &limit):
@@ -318,6 +322,77 @@ the grace, and the manifests of older revisions. Images that no name has led to 
 			verb = "would delete"
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "%s %d objects (%s), %d revisions, %d images; %d objects stay\n", verb, report.Objects, size(report.Bytes), report.Revisions, report.Images, report.Kept)
+		return nil
+	}
+	return cmd
+}
+
+func repoHistory() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "history DIR",
+		Short:   "List the revisions and what each changed",
+		Long:    "List the revisions that are kept, the newest first, and the names that each added, moved or removed." + exitRepoText,
+		Example: "  skimfs repo history /srv/images\n  skimfs repo history /srv/images --json",
+		Args:    cobra.ExactArgs(1),
+	}
+	keys := publisherKeys(cmd)
+	asJSON := cmd.Flags().Bool("json", false, "print JSON")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		r, err := openRepo(cmd, args[0], *keys)
+		if err != nil {
+			return err
+		}
+		list, err := r.History(cmd.Context())
+		if err != nil {
+			return repoError(err)
+		}
+		if *asJSON {
+			return writeJSON(cmd.OutOrStdout(), list)
+		}
+		for _, s := range list {
+			current := ""
+			if s.Current {
+				current = ", current"
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "revision %d of %s%s\n", s.Revision, s.Time.Format(time.RFC3339), current)
+			printChanges(cmd.OutOrStdout(), s.Changes)
+		}
+		return nil
+	}
+	return cmd
+}
+
+func printChanges(w io.Writer, changes []publish.NameChange) {
+	for _, c := range changes {
+		fmt.Fprintf(w, "  %-7s %s  %s\n", c.What, c.Name, c.Flat)
+	}
+}
+
+func repoRollback() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "rollback DIR REVISION",
+		Short: "Let all names lead where they led in an old revision",
+		Long: `Make a new revision in which all names lead where they led in REVISION. Numbers of revisions never go back, so nodes follow; what runs on
+them is not disturbed.` + exitRepoText,
+		Example: "  skimfs repo rollback /srv/images 12",
+		Args:    cobra.ExactArgs(2),
+	}
+	keys := publisherKeys(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		n, err := strconv.ParseUint(args[1], 10, 64)
+		if err != nil || n == 0 {
+			return usage(cmd, fmt.Errorf("%q is no number of a revision", args[1]))
+		}
+		r, err := openRepo(cmd, args[0], *keys)
+		if err != nil {
+			return err
+		}
+		changes, err := r.Rollback(cmd.Context(), n)
+		if err != nil {
+			return repoError(err)
+		}
+		printChanges(cmd.OutOrStdout(), changes)
+		fmt.Fprintf(cmd.OutOrStdout(), "names are as in revision %d, revision %d\n", n, r.Manifest().Revision)
 		return nil
 	}
 	return cmd

@@ -28,7 +28,8 @@ type MountRequest struct {
 // MountReply tells of a mount made, or found.
 type MountReply struct {
 	MountStatus
-	Already bool `json:"already"` // it was mounted before
+	Already bool   `json:"already"`           // it was mounted before
+	Warning string `json:"warning,omitempty"` // why what is mounted isn't the newest, or what is wrong with the trust in it
 }
 
 // maxRequest bounds the body of a request, in bytes.

@@ -87,7 +87,10 @@ func (d *Daemon) checkRevision(ctx context.Context, m *mount, core *fusefs.Core,
 	metricRevisionChecks.Inc()
 	was := m.shown.Load()
 	next := *was
-	rev, err := d.accept(ctx, m.chunks.origin(), src, m.options(), fresh)
+	rev, err := d.acceptWithin(ctx, m.chunks.origin(), src, m.options(), fresh, 0)
+	if err == nil && !rev.offline {
+		err = rev.warning
+	}
 	if err == nil && !rev.offline && rev.Root != was.root {
 		err = d.switchTo(ctx, m, core, rev)
 	}
@@ -104,9 +107,9 @@ func (d *Daemon) checkRevision(ctx context.Context, m *mount, core *fusefs.Core,
 		next.offline, next.err = true, ""
 		metricRevisionErrors.Inc()
 		if !was.offline {
-			d.log.Warn("entering offline mode", "target", m.record.Target, "revision", was.revision, "err", rev.why)
+			d.log.Warn("entering offline mode", "target", m.record.Target, "revision", was.revision, "err", rev.warning)
 		}
-		err = rev.why
+		err = rev.warning
 	default:
 		next.offline, next.err, next.checked = false, "", time.Now()
 		if rev.Root != was.root {

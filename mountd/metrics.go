@@ -18,6 +18,8 @@ var (
 	metricRevisionSwitches = metrics.NewCounter(`skimfs_revision_switches_total`)
 
 	metricMounted = metrics.NewGauge(`skimfs_mounted`, nil)
+	metricOffline = metrics.NewGauge(`skimfs_repositories_offline`, nil)
+	metricRefused = metrics.NewGauge(`skimfs_repositories_refused`, nil)
 )
 
 // countRequest counts an answer of the control API; kind is "none" for a success.
@@ -39,6 +41,9 @@ func (d *Daemon) writeMetrics(w io.Writer) {
 	}
 	metricMounted.Set(float64(len(d.mounts)))
 	d.mu.Unlock()
+	offline, refused := d.origins.standings()
+	metricOffline.Set(float64(offline))
+	metricRefused.Set(float64(refused))
 	metrics.WritePrometheus(w, true)
 	for _, s := range sets {
 		s.WritePrometheus(w)

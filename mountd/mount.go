@@ -81,6 +81,9 @@ func (m *mount) status() MountStatus {
 		}
 	}
 	if c := m.chunks; c != nil {
+		if src, err := ParseSource(r.Source); err == nil {
+			s.Standing = c.origin().standing(src, m.options()).status()
+		}
 		s.FilesFetched, s.ObjectsFetched, s.BytesFetched = c.files.Load(), c.objects.Load(), c.bytes.Load()
 		s.Hits, s.Misses, s.Errors = c.hits.Load(), c.misses.Load(), c.errors.Load()
 		s.HitRatio = ratio(s.Hits, s.Misses)
@@ -134,7 +137,7 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 			}
 			return nil, problem(Busy, "target %q is busy: %s is mounted there", req.Target, what)
 		}
-		return &MountReply{old.status(), true}, nil
+		return &MountReply{MountStatus: old.status(), Already: true}, nil
 	}
 	if err := d.checkPlace(req.Target); err != nil {
 		return nil, err
@@ -146,7 +149,7 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 	if err != nil {
 		return nil, err
 	}
-	record, why, err := d.resolve(ctx, g, src, req)
+	record, warning, err := d.resolve(ctx, g, src, req)
 	if err != nil {
 		d.origins.release(g)
 		return nil, err
@@ -156,10 +159,12 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 		d.origins.release(g)
 		return nil, err
 	}
-	if record.Offline {
-		d.log.Warn("mounted offline, at the revision accepted last", "target", req.Target, "revision", record.Revision, "err", why)
+	reply := &MountReply{MountStatus: m.status()}
+	if warning != nil {
+		d.log.Warn("mounted at the revision accepted last", "target", req.Target, "revision", record.Revision, "err", warning)
+		reply.Warning = warning.Error()
 	}
-	return &MountReply{m.status(), false}, nil
+	return reply, nil
 }
 
 // checkPlace refuses a target that is taken, lies in one of our own mounts, or would hide what the daemon needs. It touches no mount.
@@ -199,26 +204,27 @@ func (p place) checkHidden(target string) error {
 	return nil
 }
 
-// resolve finds what to mount, at the repository's current revision or the one that is asked for; why tells of no server that answered.
-func (d *Daemon) resolve(ctx context.Context, g *origin, src Source, req MountRequest) (_ mountRecord, why, err error) {
+// resolve finds what to mount, at the revision to go by; warning says why that isn't the newest.
+func (d *Daemon) resolve(ctx context.Context, g *origin, src Source, req MountRequest) (r mountRecord, warning, err error) {
 	rev, f, err := d.find(ctx, g, src, req.Options, true)
 	if err != nil {
-		return mountRecord{}, nil, err
+		return r, nil, err
 	}
 	_, n, err := f.Node()
 	if err != nil {
-		return mountRecord{}, nil, err
+		return r, nil, err
 	}
 	if !n.IsDir() {
-		return mountRecord{}, nil, problem(NotFound, "%s is not a directory: only directories can be mounted", src)
+		return r, nil, problem(NotFound, "%s is not a directory: only directories can be mounted", src)
 	}
 	return mountRecord{
 		Source: src.String(), Target: req.Target, Options: req.Options, Repository: rev.name, Revision: rev.Revision, Root: rev.Root,
 		Image: f.Root, Directory: f.Num, TTL: rev.TTL, Offline: rev.offline,
-	}, rev.why, nil
+	}, rev.warning, nil
 }
 
-// find resolves the path of src in the current revision. A path that isn't there is looked for once more past all caches on the way.
+// find resolves the path of src in the current revision. A path that isn't there is looked for once more in what the servers have, past
+// all caches on the way.
 func (d *Daemon) find(ctx context.Context, g *origin, src Source, o Options, follow bool) (*revision, index.File, error) {
 	rev, err := d.accept(ctx, g, src, o, false)
 	if err != nil {
@@ -226,11 +232,14 @@ func (d *Daemon) find(ctx context.Context, g *origin, src Source, o Options, fol
 	}
 	path := digestPath(src.Path)
 	f, err := rev.view.Resolve(ctx, path, follow)
-	if errors.Is(err, fs.ErrNotExist) && !rev.offline {
-		newer, acceptErr := d.accept(ctx, g, src, o, true)
-		if acceptErr == nil && newer.Revision != rev.Revision {
+	if errors.Is(err, fs.ErrNotExist) && !o.pinned() {
+		newer, askErr := d.await(ctx, g, src, o, true)
+		switch {
+		case askErr == nil && newer.Revision != rev.Revision:
 			rev = newer
 			f, err = rev.view.Resolve(ctx, path, follow)
+		case askErr != nil && rev.offline:
+			return nil, f, fmt.Errorf("no %q in %s, revision %d, and no newer one: %w", src.Path, rev.where(), rev.Revision, askErr)
 		}
 	}
 	switch {

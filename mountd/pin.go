@@ -27,7 +27,7 @@ func (o Options) pin() string {
 }
 
 // trustPinned returns the revision that the options name. It is checked as a current one is, but may be older than what was accepted before:
-// that is what was asked for. Where no server answers, it is the one that was accepted under this pin before.
+// that is what was asked for.
 func (d *Daemon) trustPinned(ctx context.Context, g *origin, src Source, o Options) (*revision, error) {
 	ctx, cancel := context.WithTimeout(ctx, trustTime)
 	defer cancel()
@@ -39,15 +39,6 @@ func (d *Daemon) trustPinned(ctx context.Context, g *origin, src Source, o Optio
 	}
 	r := now.repository
 	known := r.pinnedRoot(o.pin())
-	if known != nil && now.offline {
-		if err := r.checkRevoked(known); err != nil {
-			return nil, err
-		}
-		return &revision{repository: r, Manifest: known.manifest(r.name), offline: true, why: now.why}, nil
-	}
-	if now.offline {
-		return nil, now.why
-	}
 	want := o.Revision
 	switch {
 	case want == 0 && !now.Time.After(o.Date), want == now.Revision:
@@ -63,17 +54,19 @@ func (d *Daemon) trustPinned(ctx context.Context, g *origin, src Source, o Optio
 	if err != nil {
 		return nil, err
 	}
-	m, record, err := r.verifyWith(ctx, text, known, time.Now(), false)
+	at := clock(r.accepted())
+	rev, err := r.verifyWith(ctx, text, known, at, false)
 	if err != nil && KindOf(err) != Unreachable {
-		m, record, err = r.verifyWith(ctx, text, known, time.Now(), true)
+		rev, err = r.verifyWith(ctx, text, known, at, true)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("revision %d of %s: %w", want, r.name, err)
 	}
-	if m.Revision != want {
-		return nil, problem(Damaged, "revision %d of %s calls itself %d", want, r.where(), m.Revision)
+	if rev.Revision != want {
+		return nil, problem(Damaged, "revision %d of %s calls itself %d", want, r.where(), rev.Revision)
 	}
-	return &revision{repository: r, Manifest: m, record: record, pin: o.pin()}, nil
+	rev.pin = o.pin()
+	return rev, nil
 }
 
 // immutable is how long a proxy may keep what never changes.

@@ -20,7 +20,7 @@ func (d *Daemon) remount(ctx context.Context, req MountRequest) (*MountReply, er
 	if err != nil {
 		return nil, err
 	}
-	return &MountReply{*s, true}, nil
+	return &MountReply{MountStatus: *s, Already: true}, nil
 }
 
 // reconfigure applies the options that req mentions.

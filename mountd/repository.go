@@ -22,10 +22,11 @@ type origin struct {
 	db      *cachedb.DB
 	log     *slog.Logger
 
-	mu   sync.Mutex // guards view and root
-	view *index.View
-	root index.CatalogRef // that view shows
-	refs int              // guarded by origins.mu
+	mu        sync.Mutex // guards view, root and standings
+	view      *index.View
+	root      index.CatalogRef // that view shows
+	standings map[string]*standing
+	refs      int // guarded by origins.mu
 
 	files atomic.Int64 // objects of ClassFile fetched
 	ttl   atomic.Int64 // of the manifest accepted last, in ns
@@ -96,12 +97,47 @@ func (all *origins) release(g *origin) {
 	}
 }
 
+// share takes g once more for somebody beside whoever has it.
+func (all *origins) share(g *origin) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	g.refs++
+}
+
+// inUse reports whether somebody took g and has not given it back.
+func (all *origins) inUse(g *origin) bool {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	return g.refs > 0
+}
+
 func (all *origins) close() {
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	for _, g := range all.m {
 		g.client.Close()
 	}
+}
+
+// standings counts the repositories in use whose servers don't answer, and those whose newest revision is refused.
+func (all *origins) standings() (offline, refused int) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	for _, g := range all.m {
+		if g.refs == 0 {
+			continue
+		}
+		for _, s := range g.allStandings() {
+			st := s.status()
+			if st.Offline {
+				offline++
+			}
+			if st.Refused != "" {
+				refused++
+			}
+		}
+	}
+	return offline, refused
 }
 
 // totals returns what all clients did together, and each one that is open.

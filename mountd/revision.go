@@ -20,8 +20,8 @@ type revision struct {
 	*index.Manifest
 	view    *index.View
 	offline bool          // no server answered: it is the last one accepted
-	why     error         // of offline
 	pin     string        // it was asked for by revision or date, and is recorded under this name
+	warning error         // why the newest one isn't used, or what else is wrong with the trust in this one; nil if nothing is
 	record  *acceptedRoot // to be remembered once its root catalog is here; nil if it is already
 }
 
@@ -31,9 +31,9 @@ var errRollback = errors.New("older than accepted before")
 // trustTime bounds the time for manifest and whitelist together.
 const trustTime = 30 * time.Second
 
-// accept returns the current revision of src as docs/format.md section 7 has it, with its root catalog loaded and recorded. Where no
-// server answers it is the one accepted last. With fresh, caches on the way are passed by.
-func (d *Daemon) accept(ctx context.Context, g *origin, src Source, o Options, fresh bool) (*revision, error) {
+// newest returns the newest revision of src that the servers have, with its root catalog loaded and recorded as accepted. With fresh,
+// caches on the way are passed by.
+func (d *Daemon) newest(ctx context.Context, g *origin, src Source, o Options, fresh bool) (*revision, error) {
 	var rev *revision
 	var err error
 	if o.pinned() {
@@ -79,7 +79,7 @@ func (g *origin) viewOf(ctx context.Context, root index.CatalogRef) (*index.View
 	return view, nil
 }
 
-// trust finds the manifest to go by.
+// trust fetches and checks manifest and whitelist.
 func (d *Daemon) trust(ctx context.Context, g *origin, src Source, o Options, fresh bool) (*revision, error) {
 	limited, cancel := context.WithTimeout(ctx, trustTime)
 	defer cancel()
@@ -101,12 +101,7 @@ func (d *Daemon) trust(ctx context.Context, g *origin, src Source, o Options, fr
 	case errors.As(err, &transfer) && transfer.Status == http.StatusNotFound:
 		return nil, problem(NotFound, "no repository at %s: %w", strings.Join(g.servers, ", "), err)
 	case err != nil && KindOf(err) == Unreachable:
-		if name == "" {
-			if b, stateErr := g.db.State("server/" + g.servers[0]); stateErr == nil {
-				name = string(b)
-			}
-		}
-		return d.lastAccepted(g, name, o, err)
+		return nil, err
 	case err != nil:
 		return nil, fmt.Errorf("manifest of %s: %w", src, err)
 	}
@@ -115,22 +110,18 @@ func (d *Daemon) trust(ctx context.Context, g *origin, src Source, o Options, fr
 		return nil, err
 	}
 	r := &repository{g, name, key}
-	m, record, err := r.verify(limited, manifest)
-	switch {
-	case ctx.Err() != nil:
-		return nil, ctx.Err()
-	case err != nil && KindOf(err) == Unreachable:
-		return d.lastAccepted(g, name, o, err)
-	case err != nil:
-		return nil, err
-	}
-	return &revision{repository: r, Manifest: m, record: record}, nil
+	return r.verify(limited, manifest)
 }
 
-// lastAccepted returns the revision accepted last, for use without a server; why is what asking one ended in.
-func (d *Daemon) lastAccepted(g *origin, name string, o Options, why error) (*revision, error) {
+// lastAccepted returns the revision accepted last, for use without a server; nil if there is none whose root catalog is here.
+func (d *Daemon) lastAccepted(g *origin, src Source, o Options) (*revision, error) {
+	name := src.Name
 	if name == "" {
-		return nil, why
+		b, err := g.db.State("server/" + g.servers[0])
+		if err != nil {
+			return nil, nil
+		}
+		name = string(b)
 	}
 	key, err := findKey(d.cfg.Home.Keys, name, o.PublicKey)
 	if err != nil {
@@ -138,13 +129,16 @@ func (d *Daemon) lastAccepted(g *origin, name string, o Options, why error) (*re
 	}
 	r := &repository{g, name, key}
 	last := r.accepted()
-	if last == nil {
-		return nil, why
+	if o.pinned() {
+		last = r.pinnedRoot(o.pin())
+	}
+	if last == nil || !g.db.Has(last.Root.Digest) {
+		return nil, nil
 	}
 	if err := r.checkRevoked(last); err != nil {
 		return nil, err
 	}
-	return &revision{repository: r, Manifest: last.manifest(name), offline: true, why: why}, nil
+	return &revision{repository: r, Manifest: last.manifest(name)}, nil
 }
 
 // acceptedRoot is the state record of the revision accepted last under a name and master key.
@@ -174,15 +168,25 @@ func (r *repository) accepted() *acceptedRoot {
 	return a
 }
 
-// checkRevoked returns an error if the newest whitelist seen revokes a.
-func (r *repository) checkRevoked(a *acceptedRoot) error {
+// seenWhitelist returns the newest whitelist seen, nil if there is none.
+func (r *repository) seenWhitelist() *index.Whitelist {
 	b, err := r.db.State(r.state("whitelist"))
 	if err != nil {
 		return nil
 	}
 	w, err := index.OpenWhitelist(b, r.name, r.key)
 	if err != nil {
-		return fmt.Errorf("recorded whitelist of %s: %w", r.name, err)
+		r.log.Error("record of a whitelist is damaged", "repository", r.name, "err", err)
+		return nil
+	}
+	return w
+}
+
+// checkRevoked returns an error if the newest whitelist seen revokes a.
+func (r *repository) checkRevoked(a *acceptedRoot) error {
+	w := r.seenWhitelist()
+	if w == nil {
+		return nil
 	}
 	if err := w.CheckRoot(a.Root.Digest, a.Revision); err != nil {
 		return err
@@ -193,32 +197,39 @@ func (r *repository) checkRevoked(a *acceptedRoot) error {
 	return nil
 }
 
-// verify checks a manifest that a server gave, if need be against whitelist and manifest asked for anew past all caches, and
-// returns what to remember of it.
-func (r *repository) verify(ctx context.Context, manifest []byte) (*index.Manifest, *acceptedRoot, error) {
-	last := r.accepted()
-	now := time.Now()
-	if last != nil && last.Time.After(now) {
-		now = last.Time
+// clock is the time that trust goes by: a clock that was set back does not bring back what has expired.
+func clock(last *acceptedRoot) time.Time {
+	if now := time.Now(); last == nil || now.After(last.Time) {
+		return now
 	}
-	m, record, err := r.verifyWith(ctx, manifest, last, now, false)
-	if err == nil || KindOf(err) == Unreachable || ctx.Err() != nil {
-		return m, record, err
+	return last.Time
+}
+
+// verify checks a manifest that a server gave, if need be against whitelist and manifest asked for anew past all caches.
+func (r *repository) verify(ctx context.Context, manifest []byte) (*revision, error) {
+	last := r.accepted()
+	now := clock(last)
+	rev, err := r.verifyWith(ctx, manifest, last, now, false)
+	if err == nil && rev.warning == nil || KindOf(err) == Unreachable || ctx.Err() != nil {
+		return rev, err
 	}
 	// A cache on the way may have kept an old whitelist or manifest, a mirror may lag behind.
-	_, refetched := r.client.FileChecked(ctx, "manifest", defaultTTL, index.MaxNote, true, func(b []byte) error {
-		var again error
-		m, record, again = r.verifyWith(ctx, b, last, now, true)
-		return again
+	var newer *revision
+	_, refetched := r.client.FileChecked(ctx, "manifest", defaultTTL, index.MaxNote, true, func(b []byte) (err error) {
+		newer, err = r.verifyWith(ctx, b, last, now, true)
+		return err
 	})
-	if refetched != nil {
-		return nil, nil, refetched
+	switch {
+	case refetched == nil:
+		return newer, nil
+	case err == nil:
+		return rev, nil
 	}
-	return m, record, nil
+	return nil, refetched
 }
 
 // verifyWith checks a manifest against the whitelist.
-func (r *repository) verifyWith(ctx context.Context, manifest []byte, last *acceptedRoot, now time.Time, fresh bool) (*index.Manifest, *acceptedRoot, error) {
+func (r *repository) verifyWith(ctx context.Context, manifest []byte, last *acceptedRoot, now time.Time, fresh bool) (*revision, error) {
 	var w *index.Whitelist
 	var expired error
 	whitelist, err := r.client.FileChecked(ctx, "whitelist", defaultTTL, index.MaxNote, fresh, func(b []byte) (err error) {
@@ -230,27 +241,40 @@ func (r *repository) verifyWith(ctx context.Context, manifest []byte, last *acce
 	if err != nil && errors.Is(err, index.ErrExpired) && w != nil && last != nil {
 		expired = err // what was accepted before stays so
 	} else if err != nil {
-		return nil, nil, fmt.Errorf("whitelist of %s: %w", r.name, err)
+		return nil, fmt.Errorf("whitelist of %s: %w", r.name, err)
+	}
+	// An older one, replayed, would bring back what a newer one revoked.
+	if seen := r.seenWhitelist(); seen != nil && seen.Time.After(w.Time) {
+		w, whitelist = seen, nil
+		if expired = w.CheckTime(now); expired != nil && last == nil {
+			return nil, expired
+		}
 	}
 	m, err := index.OpenManifest(manifest, r.name, w)
 	switch {
 	case err != nil:
 		if errors.Is(err, index.ErrRevoked) && expired == nil {
-			r.remember(r.state("whitelist"), whitelist) // so that it is refused offline, too
+			r.rememberWhitelist(whitelist) // so that it is refused offline, too
 		}
-		return nil, nil, err
+		return nil, err
 	case last != nil && m.Revision < last.Revision:
-		return nil, nil, &Error{Rollback, fmt.Errorf("manifest of %s has revision %d, %d was accepted before: %w", r.name, m.Revision, last.Revision, errRollback)}
+		return nil, &Error{Rollback, fmt.Errorf("manifest of %s has revision %d, %d was accepted before: %w", r.name, m.Revision, last.Revision, errRollback)}
 	case last != nil && m.Revision == last.Revision && m.Root != last.Root:
-		return nil, nil, &Error{Rollback, fmt.Errorf("manifest of %s has revision %d with another root than accepted before: %w", r.name, m.Revision, errRollback)}
+		return nil, &Error{Rollback, fmt.Errorf("manifest of %s has revision %d with another root than accepted before: %w", r.name, m.Revision, errRollback)}
 	case expired != nil && m.Revision != last.Revision:
-		return nil, nil, fmt.Errorf("manifest of %s, revision %d: %w", r.name, m.Revision, expired)
+		return nil, fmt.Errorf("manifest of %s, revision %d: %w", r.name, m.Revision, expired)
 	case expired != nil:
-		r.log.Warn("the whitelist has expired: only what was accepted before is used", "repository", r.name, "err", expired)
-		return m, nil, nil
+		return &revision{repository: r, Manifest: m, warning: expired}, nil
 	}
-	r.remember(r.state("whitelist"), whitelist)
-	return m, &acceptedRoot{m.Revision, m.Root, m.Time, m.TTL, bytes.Clone(manifest)}, nil
+	r.rememberWhitelist(whitelist)
+	return &revision{repository: r, Manifest: m, record: &acceptedRoot{m.Revision, m.Root, m.Time, m.TTL, bytes.Clone(manifest)}}, nil
+}
+
+// rememberWhitelist records the newest whitelist; nil if that is recorded.
+func (r *repository) rememberWhitelist(b []byte) {
+	if b != nil {
+		r.remember(r.state("whitelist"), b)
+	}
 }
 
 // rememberRoot records a as accepted, unless a newer one came in meanwhile.

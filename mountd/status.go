@@ -80,6 +80,8 @@ type MountStatus struct {
 	Checked    time.Time `json:"checked,omitzero"`      // when a server last said that there is none newer
 	CheckError string    `json:"check_error,omitempty"` // why the last check failed
 
+	Standing StandingStatus `json:"standing"` // of the repository with its servers, now
+
 	FilesFetched   int64   `json:"files_fetched"`   // files of which the beginning was fetched
 	ObjectsFetched int64   `json:"objects_fetched"` // chunks of files
 	BytesFetched   int64   `json:"bytes_fetched"`   // of file content, decompressed

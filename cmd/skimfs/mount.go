@@ -45,8 +45,11 @@ Options for -o (default):
 		if reply.Already && !o.remount {
 			fmt.Fprintf(cmd.ErrOrStderr(), "skimfs: %s is mounted on %s already\n", reply.Source, target)
 		}
-		if reply.Offline {
+		switch {
+		case reply.Offline:
 			fmt.Fprintf(cmd.ErrOrStderr(), "skimfs: no server answers: revision %d, accepted before, is mounted\n", reply.Revision)
+		case reply.Warning != "":
+			fmt.Fprintf(cmd.ErrOrStderr(), "skimfs: warning: %s: revision %d, accepted before, is mounted\n", reply.Warning, reply.Revision)
 		}
 		if foreground {
 			c, err := connect(cmd.Context(), o)

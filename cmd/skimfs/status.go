@@ -115,6 +115,12 @@ func mountLine(m mountd.MountStatus) string {
 	if m.CheckError != "" {
 		line += ", no newer revision accepted: " + m.CheckError
 	}
+	if m.Standing.Offline {
+		line += ", no server answers"
+	}
+	if m.Standing.Refused != "" {
+		line += ", a newer state is refused: " + m.Standing.Refused
+	}
 	return line
 }
 

@@ -7,9 +7,10 @@ import (
 	"time"
 
 	"github.com/skimfs/skimfs/index"
+	"github.com/skimfs/skimfs/mountd"
 )
 
-// whitelist signs a whitelist of the world's that differs by what change does.
+// whitelist signs a whitelist of the world's that differs by what change does. It is newer than the one published.
 func (w *world) whitelist(t *testing.T, change func(*index.Whitelist)) []byte {
 	t.Helper()
 	signer, err := index.ParseSigner(w.signer(t, "masterkey"))
@@ -20,7 +21,7 @@ func (w *world) whitelist(t *testing.T, change func(*index.Whitelist)) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	list := &index.Whitelist{Name: testName, Time: time.Now().Add(-time.Hour), Expires: time.Now().Add(time.Hour), Keys: []string{key}}
+	list := &index.Whitelist{Name: testName, Time: time.Now().Add(time.Minute), Expires: time.Now().Add(time.Hour), Keys: []string{key}}
 	change(list)
 	b, err := list.Sign(signer)
 	if err != nil {
@@ -36,44 +37,74 @@ func TestNothingOlderThanAcceptedIsMounted(t *testing.T) {
 	target := n.mount(s.image())
 	n.ok("umount", target)
 	s.put("manifest", w.older["manifest"])
-	oneHint(t, n.run("mount", s.image(), target), exitMountFailed, "revision 2, 3 was accepted before", "old revision")
+	// S04: what was accepted stays, and the node says why.
+	r := n.run("mount", s.image(), target)
+	if want := "revision 2, 3 was accepted before"; r.status != 0 || !strings.Contains(r.stderr, want) {
+		t.Errorf("status %d, %q, want 0 and %q", r.status, r.stderr, want)
+	}
+	if m := n.status().Mounts[0]; m.Revision != 3 || m.Standing.RefusedKind != mountd.Rollback || m.Offline {
+		t.Errorf("status: %+v", m)
+	}
 	// A mirror that doesn't lag behind is asked.
+	n.ok("umount", target)
 	mirror := serveWorld(t, w)
-	n.ok("mount", s.image(), target, "-o", "server="+mirror.URL)
+	if r := n.run("mount", s.image(), target, "-o", "server="+mirror.URL); r.status != 0 || r.stderr != "" {
+		t.Errorf("status %d, %q", r.status, r.stderr)
+	}
 	// A node that never saw the newer one can't know.
 	m := newNode(t, w)
 	m.mount(s.image())
 }
 
-// A revision whose root catalog can't be had is not accepted: what was mounted before still is, offline.
+// A revision whose root catalog can't be had is not accepted: what was mounted before still is, with and without a server.
 func TestABrokenRevisionLeavesTheOneBefore(t *testing.T) {
 	t.Parallel()
 	w := published(t)
-	s, n := serveWorld(t, w), newNode(t, w)
+	s, n, never := serveWorld(t, w), newNode(t, w), newNode(t, w)
 	s.put("manifest", w.older["manifest"])
 	target := n.mount(s.image(), "-o", shortDeadline)
 	n.ok("umount", target)
 	s.put("manifest", w.files["manifest"])
 	_, root, _ := strings.Cut(string(w.files["manifest"]), "\nroot sha256:")
 	s.change(t, "objects/"+root[:2]+"/"+root[:64]+".zst", truncate)
-	oneHint(t, n.run("mount", s.image(), target, "-o", shortDeadline), exitMountFailed, "root catalog of .*, revision 3", "repo verify")
+	r := n.run("mount", s.image(), target, "-o", shortDeadline)
+	if r.status != 0 || !strings.Contains(r.stderr, "root catalog of ") || !strings.Contains(r.stderr, "revision 2, accepted before") {
+		t.Errorf("status %d, %q", r.status, r.stderr)
+	}
+	n.ok("umount", target)
+	oneHint(t, never.run("mount", s.image(), never.target("m"), "-o", shortDeadline), exitMountFailed, "root catalog of .*, revision 3", "repo verify")
 	s.Close()
 	if r := n.run("mount", s.image(), target, "-o", shortDeadline); r.status != 0 || !strings.Contains(r.stderr, "revision 2, accepted before") {
 		t.Errorf("offline: status %d, %q", r.status, r.stderr)
 	}
 }
 
+// S03: an expired whitelist stops new revisions and new nodes, not what was accepted.
 func TestAnExpiredWhitelistBlocksOnlyWhatIsNew(t *testing.T) {
 	t.Parallel()
 	w := published(t)
 	s, n, never := serveWorld(t, w), newNode(t, w), newNode(t, w)
+	ends := time.Now().Add(2 * time.Second).Truncate(time.Second)
+	s.put("whitelist", w.whitelist(t, func(l *index.Whitelist) { l.Time, l.Expires = ends.Add(-time.Hour), ends }))
+	s.put("manifest", w.older["manifest"])
 	target := n.mount(s.image())
-	s.put("whitelist", w.whitelist(t, func(l *index.Whitelist) { l.Time, l.Expires = l.Time.Add(-time.Hour), l.Time }))
+	time.Sleep(time.Until(ends))
 	if got := n.read(filepath.Join(target, "etc/motd")); got != "skim\n" {
 		t.Errorf("a running mount: %q", got)
 	}
 	n.ok("umount", target)
-	n.ok("mount", s.image(), target)
+	// The same revision again, and then a newer one.
+	for _, manifest := range [][]byte{w.older["manifest"], w.files["manifest"]} {
+		s.put("manifest", manifest)
+		r := n.run("mount", s.image(), target)
+		if r.status != 0 || !strings.Contains(r.stderr, "expired at") || !strings.Contains(r.stderr, "revision 2, accepted before") {
+			t.Errorf("status %d, %q", r.status, r.stderr)
+		}
+		if m := n.status().Mounts[0]; m.Standing.RefusedKind != mountd.Expired {
+			t.Errorf("status: %+v", m)
+		}
+		n.ok("umount", target)
+	}
 	oneHint(t, never.run("mount", s.image(), never.target("m")), exitMountFailed, "whitelist of images.example.org: .* expired at", "whitelist sign")
 }
 
@@ -82,7 +113,7 @@ func TestARenewedWhitelistIsSeenPastCaches(t *testing.T) {
 	w := published(t)
 	s, n := serveWorld(t, w), newNode(t, w)
 	// The first answer is an old one, as a proxy would keep it.
-	s.put("whitelist", w.whitelist(t, func(l *index.Whitelist) { l.Time, l.Expires = l.Time.Add(-time.Hour), l.Time }))
+	s.put("whitelist", w.whitelist(t, func(l *index.Whitelist) { l.Time, l.Expires = l.Time.Add(-time.Hour), time.Now().Add(-time.Minute) }))
 	s.onNoCache("whitelist", w.files["whitelist"])
 	n.mount(s.image())
 }

@@ -15,15 +15,15 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skimfs/skimfs/fusefs/direct"
 )
 
 const (
 	// HelperName is the name under which the program must call Fusermount.
-	HelperName = "fusermount3"
+	HelperName = direct.HelperName
 
-	subtype         = "skimfs"
-	device          = "/dev/fuse"
-	socketVariable  = "_FUSE_COMMFD"
+	subtype         = direct.Subtype
 	reportVariable  = "SKIMFS_MOUNT_REPORT"
 	reportName      = "report"
 	deletedExecSign = " (deleted)"
@@ -124,67 +124,15 @@ func reported(text string) error {
 	return &reportedError{text: text}
 }
 
-// mountArgs is a command line of fusermount3.
-type mountArgs struct {
-	options  []string
-	target   string
-	unmount  bool
-	lazy     bool
-	unparsed []string
-}
-
-func parseArgs(args []string) (mountArgs, error) {
-	a := mountArgs{unparsed: args}
-	for i := 0; i < len(args); i++ {
-		switch arg := args[i]; {
-		case arg == "-o" && i+1 < len(args):
-			i++
-			a.options = append(a.options, splitOptions(args[i])...)
-		case arg == "-u":
-			a.unmount = true
-		case arg == "-z":
-			a.lazy = true
-		case arg == "-q", arg == "--":
-		case strings.HasPrefix(arg, "-"), a.target != "":
-			return a, fmt.Errorf("unexpected argument %q", arg)
-		default:
-			a.target = arg
-		}
-	}
-	if a.target == "" {
-		return a, errors.New("no mountpoint given")
-	}
-	return a, nil
-}
-
-// splitOptions splits at commas that no backslash protects.
-func splitOptions(s string) []string {
-	var out []string
-	var one strings.Builder
-	for i := 0; i < len(s); i++ {
-		switch {
-		case s[i] == '\\' && i+1 < len(s):
-			i++
-			one.WriteByte(s[i])
-		case s[i] == ',':
-			out = append(out, one.String())
-			one.Reset()
-		default:
-			one.WriteByte(s[i])
-		}
-	}
-	return append(out, one.String())
-}
-
 func fusermount(args []string) error {
-	a, err := parseArgs(args)
+	a, err := direct.Parse(args)
 	if err != nil {
 		return err
 	}
 	if os.Geteuid() == 0 {
 		switch {
-		case a.unmount:
-			err = Unmount(a.target, a.lazy)
+		case a.Unmount:
+			err = Unmount(a.Target, a.Lazy)
 		default:
 			err = mountDirectly(a)
 		}
@@ -204,11 +152,11 @@ func fusermount(args []string) error {
 
 // commSocket is the socket over which the descriptor goes, nil if there is none.
 func commSocket() *os.File {
-	fd, err := strconv.Atoi(os.Getenv(socketVariable))
-	if err != nil {
+	fd, ok := direct.Socket()
+	if !ok {
 		return nil
 	}
-	return os.NewFile(uintptr(fd), socketVariable)
+	return os.NewFile(uintptr(fd), direct.SocketVariable)
 }
 
 // runSystem runs the system's fusermount3 and returns what it said.
@@ -225,7 +173,7 @@ func runSystem(args []string, socket *os.File) (string, error) {
 	cmd.Stdout, cmd.Stderr = io.Discard, &said
 	if socket != nil {
 		cmd.ExtraFiles = []*os.File{socket}
-		cmd.Env = append(os.Environ(), socketVariable+"=3")
+		cmd.Env = append(os.Environ(), direct.SocketVariable+"=3")
 	}
 	err := cmd.Run()
 	return withoutName(said.String()), err
@@ -242,42 +190,16 @@ func withoutName(text string) string {
 	return strings.Join(lines, "; ")
 }
 
-// mountDirectly opens the device, calls mount(2) and passes the descriptor on.
-func mountDirectly(a mountArgs) error {
-	socket := commSocket()
-	if socket == nil {
-		return fmt.Errorf("%s names no socket", socketVariable)
+// mountDirectly calls mount(2) and passes the descriptor on.
+func mountDirectly(a direct.Args) error {
+	socket, ok := direct.Socket()
+	if !ok {
+		return fmt.Errorf("%s names no socket", direct.SocketVariable)
 	}
-	dev, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return pathError("opening", device, err)
+	err := direct.Mount(a, socket)
+	var device *fs.PathError
+	if errors.As(err, &device) {
+		return pathError(device.Op, device.Path, device.Err)
 	}
-	var st unix.Stat_t
-	if err := unix.Stat(a.target, &st); err != nil {
-		return err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return unix.ENOTDIR
-	}
-	source, kind := subtype, "fuse."+subtype
-	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d", dev, st.Mode&unix.S_IFMT, os.Getuid(), os.Getgid())
-	for _, o := range a.options {
-		name, value, _ := strings.Cut(o, "=")
-		switch name {
-		case "fsname":
-			source = value
-		case "subtype":
-			kind = "fuse." + value
-		case "allow_other", "default_permissions", "max_read":
-			data += "," + o
-		}
-	}
-	if err := unix.Mount(source, a.target, kind, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
-		return err
-	}
-	if err := unix.Sendmsg(int(socket.Fd()), []byte{0}, unix.UnixRights(dev), nil, 0); err != nil {
-		_ = unix.Unmount(a.target, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH) // the mount has no server
-		return fmt.Errorf("passing the descriptor: %w", err)
-	}
-	return nil
+	return err
 }

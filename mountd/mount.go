@@ -49,6 +49,7 @@ type mount struct {
 	cancel  context.CancelFunc // ends what the mount does in the background
 	release func()             // lets the daemon end
 	lost    atomic.Pointer[string]
+	dev     atomic.Pointer[string] // major:minor, once it is known
 	shown   atomic.Pointer[shown]
 	live    atomic.Pointer[Options] // record's, as remounts have changed them
 	check   chan chan<- error       // asks for a look at the current revision
@@ -308,18 +309,11 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known boo
 		}
 		return nil, mountError(r.Target, err)
 	}
-	if table, err := mountTable(); err == nil {
-		if e, ok := mountedAt(table, r.Target); ok {
-			m.record.Dev = e.dev
-		}
-	}
-	if err := d.save(m); err != nil {
-		d.log.Warn("recording a mount", "target", r.Target, "err", err)
-	}
 	d.mu.Lock()
 	d.mounts[r.Target] = m
 	d.mu.Unlock()
 	d.log.Info("mounted", "source", r.Source, "target", r.Target, "repository", r.Repository, "revision", r.Revision, "catalog", ref.Digest)
+	d.wg.Go(func() { d.saveDevice(background, m) })
 	d.wg.Go(func() { d.prepare(background, m, core) })
 	d.wg.Go(func() { d.watch(m, core) })
 	if m.follows() {
@@ -395,6 +389,9 @@ func (m *mount) current() mountRecord {
 	if o := m.live.Load(); o != nil {
 		r.Options = *o
 	}
+	if dev := m.dev.Load(); dev != nil {
+		r.Dev = *dev
+	}
 	return r
 }
 
@@ -414,6 +411,39 @@ func checkedAt(r mountRecord, known bool) time.Time {
 		return time.Time{}
 	}
 	return time.Now()
+}
+
+// saveDevice adds the mount's device number to its record, by which the next daemon knows the mount from another one at the same place.
+// Nobody waits for it: a record without says the same, only less sharply.
+func (d *Daemon) saveDevice(ctx context.Context, m *mount) {
+	unlock, err := d.targets.lock(ctx, m.record.Target)
+	if err != nil {
+		return
+	}
+	defer unlock()
+	table, err := mountTable()
+	if err != nil || !d.listed(m) {
+		return
+	}
+	e, ok := mountedAt(table, m.record.Target)
+	if !ok {
+		return
+	}
+	m.dev.Store(&e.dev)
+	if err := d.save(m); err != nil {
+		d.log.Warn("recording a mount", "target", m.record.Target, "err", err)
+	}
+	// Whoever took the mount down meanwhile has forgotten it already.
+	if !d.listed(m) || d.ctx.Err() != nil && d.cfg.Idle > 0 {
+		d.forget(m)
+	}
+}
+
+// listed reports whether m is the mount at its target.
+func (d *Daemon) listed(m *mount) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mounts[m.record.Target] == m
 }
 
 func (d *Daemon) forget(m *mount) {

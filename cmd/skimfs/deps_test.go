@@ -20,10 +20,12 @@ var mayImport = map[string]struct {
 	"index":            {nil, "the formats are pure: bytes in, values out"},
 	"fetch":            {[]string{"index"}, "fetch knows what an object is, not who keeps or shows it"},
 	"cachedb":          {[]string{"index"}, "the cache takes a fill function and knows no network"},
-	"fusefs":           {[]string{"index"}, "the filesystem declares the source of chunks it needs"},
+	"fusefs":           {[]string{"index", "fusefs/direct"}, "the filesystem declares the source of chunks it needs"},
+	"fusefs/direct":    {nil, "it runs before other packages are initialised"},
 	"publish":          {[]string{"index"}, "the publisher shares formats with the node, nothing else"},
 	"mountd":           {[]string{"index", "fetch", "cachedb", "fusefs"}, "mountd joins the three siblings"},
-	"cmd/skimfs":       {[]string{"index", "fetch", "cachedb", "fusefs", "publish", "mountd"}, "the command line may call everything"},
+	"cmd/skimfs":       {[]string{"index", "fetch", "cachedb", "fusefs", "publish", "mountd", "cmd/skimfs/early"}, "the command line may call everything"},
+	"cmd/skimfs/early": {[]string{"fusefs/direct"}, "it runs before other packages are initialised"},
 	"internal/e2e":     {nil, "tests only: they run the program"},
 	"internal/testkit": {nil, "the test kit runs the real program and never links it"},
 	"benchmarks":       {[]string{"index", "fetch", "cachedb", "fusefs", "publish", "mountd", "internal/testkit"}, "benchmarks measure anything, and nothing imports them"},
@@ -89,6 +91,21 @@ func TestEveryPackageHasAComment(t *testing.T) {
 	for _, p := range listPackages(t) {
 		if p.Doc == "" {
 			t.Errorf("%s has no package comment", p.ImportPath)
+		}
+	}
+}
+
+// TestEarlyPackagesImportLittle: whatever these packages import is initialised first, and with it all that then is ready.
+func TestEarlyPackagesImportLittle(t *testing.T) {
+	allowed := []string{"errors", "os", "syscall", module + "fusefs/direct"}
+	for _, p := range listPackages(t) {
+		if name := strings.TrimPrefix(p.ImportPath, module); name != "cmd/skimfs/early" && name != "fusefs/direct" {
+			continue
+		}
+		for _, imp := range p.Imports {
+			if !slices.Contains(allowed, imp) {
+				t.Errorf("%s imports %s, which takes time at the start of each mount", p.ImportPath, imp)
+			}
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	_ "github.com/skimfs/skimfs/cmd/skimfs/early" // mounts under the name of fusermount3
 	"github.com/skimfs/skimfs/fusefs"
 )
 

@@ -121,6 +121,15 @@ func ManifestName(b []byte) (string, error) {
 	return m.Name, nil
 }
 
+// UnverifiedManifest reads the manifest b, whoever signed it: for whom it is his own file already.
+func UnverifiedManifest(b []byte) (*Manifest, error) {
+	text, err := noteText(b, "manifest")
+	if err != nil {
+		return nil, err
+	}
+	return parseManifest(text)
+}
+
 // OpenManifest checks b as docs/format.md section 7 says and returns it: form, name, a signature by a key that w lists and doesn't revoke,
 // features, and that w revokes neither root nor revision. Two checks are the caller's: w.CheckTime before it, and after it that
 // Revision is not below the last one accepted. Errors wrap ErrFormat, ErrSignature or ErrRevoked.

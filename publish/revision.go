@@ -57,6 +57,9 @@ func (r *Repo) lock(ctx context.Context) (unlock func(), err error) {
 // begin takes the lock and opens the store to write. After a writer that ended without syncing, what is found among the objects is
 // checked before it is used.
 func (r *Repo) begin(ctx context.Context) (end func(), err error) {
+	if err := isMirrorOf(r.dir); err != nil {
+		return nil, err
+	}
 	unlock, err := r.lock(ctx)
 	if err != nil {
 		return nil, err

@@ -156,26 +156,10 @@ func (w *walker) imageRoot(ctx context.Context, row index.Nested) error {
 
 // nodes notes the chunks of all files of a catalog.
 func (w *walker) nodes(cat *index.Catalog, where string) error {
-	for n := range cat.Nodes() {
-		node, err := cat.Node(n)
-		if err != nil {
-			return err
-		}
-		if !node.IsRegular() {
-			continue
-		}
-		for off := int64(0); off < node.Size; {
-			c, err := cat.Chunk(&node, off)
-			if err != nil {
-				return err
-			}
-			if !c.IsHole() {
-				w.use(c.Digest, c.Size, strings.TrimPrefix(where, "catalog of "))
-			}
-			off = c.Offset + c.Size
-		}
-	}
-	return nil
+	return eachChunk(cat, func(c index.Chunk) error {
+		w.use(c.Digest, c.Size, strings.TrimPrefix(where, "catalog of "))
+		return nil
+	})
 }
 
 func (w *walker) bad(ctx context.Context, d index.Digest, where string, err error) error {

@@ -32,7 +32,7 @@ func repoCommand() *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(repoCreate(), repoList(), repoInfo(), repoVerify(), repoRemove(), repoGC(), repoHistory(), repoRollback(), repoWhitelist())
+	cmd.AddCommand(repoCreate(), repoList(), repoInfo(), repoVerify(), repoRemove(), repoGC(), repoMirror(), repoHistory(), repoRollback(), repoWhitelist())
 	return cmd
 }
 
@@ -83,9 +83,12 @@ func repoError(err error) error {
 		limit     *publish.LimitError
 	)
 	hint := ""
+	var mirror *publish.MirrorError
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &mirror):
+		hint = "publish at its origin; `skimfs repo mirror` brings it here"
 	case errors.As(err, &key):
 		hint = "name the directory of the repository's keys with --keys"
 	case errors.As(err, &whitelist):

@@ -188,4 +188,3 @@ func mirrorBar(ctx context.Context, w io.Writer, p *publish.MirrorProgress) {
 		}
 	}
 }
-

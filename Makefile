@@ -73,13 +73,15 @@ install: docs ## install below PREFIX (/usr/local); DESTDIR for packages
 	install -D -m 0644 bin/completion/skimfs.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/skimfs
 	install -D -m 0644 bin/completion/skimfs.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs
 	install -D -m 0644 bin/completion/skimfs.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish
+	install -D -m 0644 packaging/skimfs.conf $(DESTDIR)$(PREFIX)/share/doc/skimfs/skimfs.conf
 	install -D -m 0644 packaging/systemd/skimfs-mountd.service $(DESTDIR)$(UNITDIR)/skimfs-mountd.service
 	sed -i 's|^ExecStart=[^ ]*skimfs|ExecStart=$(BINDIR)/skimfs|' $(DESTDIR)$(UNITDIR)/skimfs-mountd.service
 
 uninstall: ## remove what install put there
 	rm -f $(DESTDIR)$(BINDIR)/skimfs $(DESTDIR)$(SBINDIR)/mount.skimfs $(DESTDIR)$(SBINDIR)/mount.fuse.skimfs $(DESTDIR)$(PREFIX)/share/man/man1/skimfs.1 $(DESTDIR)$(PREFIX)/share/man/man1/skimfs-*.1 \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/skimfs $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs \
-		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish $(DESTDIR)$(UNITDIR)/skimfs-mountd.service
+		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish $(DESTDIR)$(UNITDIR)/skimfs-mountd.service \
+		$(DESTDIR)$(PREFIX)/share/doc/skimfs/skimfs.conf
 
 clean: demo-stop ## remove what was built; the cached images stay
 	rm -rf bin .demo .bench

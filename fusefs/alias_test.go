@@ -72,3 +72,25 @@ func TestANewRevisionLetsTheOldOneGo(t *testing.T) {
 		t.Errorf("the image in use lists %+v", e)
 	}
 }
+
+// N14 N15: maps of owners, and modes that let everybody read.
+func TestN14OwnersAreMapped(t *testing.T) {
+	z := newZoo(t)
+	plain, _ := z.newCore(t, fusefs.Config{Tree: z.tree(t, z.ref.Catalog)})
+	c, _ := z.newCore(t, fusefs.Config{
+		Tree: z.tree(t, z.ref.Catalog), MapUID: func(uint32) uint32 { return 7 }, MapGID: func(n uint32) uint32 { return n + 1 }, WorldReadable: true,
+		Owner: fusefs.Owner{UID: id(9)},
+	})
+	for _, e := range list(t, plain, fusefs.RootID, 4096)[2:] {
+		was, now := find(t, plain, fusefs.RootID, e.name), find(t, c, fusefs.RootID, e.name)
+		want := was.Mode | 0o444
+		if was.IsDir() {
+			want |= 0o111
+		} else if was.IsSymlink() {
+			want = was.Mode
+		}
+		if now.UID != 9 || now.GID != was.GID+1 || now.Mode != want {
+			t.Errorf("%s: %d:%d %#o, want 9:%d %#o", e.name, now.UID, now.GID, now.Mode, was.GID+1, want)
+		}
+	}
+}

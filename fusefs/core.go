@@ -24,8 +24,11 @@ const (
 	maxNamesValid = 60 * time.Second
 )
 
-// Owner is a user and group.
-type Owner struct{ UID, GID uint32 }
+// Owner is a user and group; nil leaves the image's.
+type Owner struct{ UID, GID *uint32 }
+
+// IDMap changes the number of a user or group.
+type IDMap func(id uint32) uint32
 
 // Config says what a Core shows. Tree and Chunks must be set, and Catalogs where the tree has nested catalogs.
 type Config struct {
@@ -39,8 +42,12 @@ type Config struct {
 	Catalogs index.CatalogLoader
 	// Deadline bounds the waiting of one operation; 0 is DefaultDeadline.
 	Deadline time.Duration
-	// Owner, if set, is shown as the owner of everything.
-	Owner *Owner
+	// Owner is shown as the owner of everything, as far as it is set.
+	Owner Owner
+	// MapUID and MapGID change owners; nil leaves them. Owner counts more.
+	MapUID, MapGID IDMap
+	// WorldReadable lets everybody read: it adds 0555 to the modes of directories and 0444 to those of other files.
+	WorldReadable bool
 	// TTL bounds how long the kernel may keep entries of the name tree; at most a minute, which is also what 0 means.
 	TTL time.Duration
 	// ReadAhead is the most that is asked for ahead of a sequential reader, in bytes; 0 is DefaultReadAhead, less than 0 none.
@@ -243,12 +250,26 @@ func (c *Core) Getattr(id NodeID, out *Attr) error {
 // fill writes what the kernel is told of a node; id is the kernel's.
 func (c *Core) fill(out *Attr, id NodeID, a *index.Attr) {
 	out.Attr, out.Node, out.Valid = *a, id, Forever
-	if o := c.cfg.Owner; o != nil {
-		out.UID, out.GID = o.UID, o.GID
+	out.UID = shownID(out.UID, c.cfg.Owner.UID, c.cfg.MapUID)
+	out.GID = shownID(out.GID, c.cfg.Owner.GID, c.cfg.MapGID)
+	if c.cfg.WorldReadable && !a.IsSymlink() {
+		if out.Mode |= 0o444; a.IsDir() {
+			out.Mode |= 0o111
+		}
 	}
 	if c.names && c.swap(id).Slot() == 0 && !a.IsSymlink() {
 		out.Valid = c.cfg.TTL
 	}
+}
+
+func shownID(id uint32, all *uint32, to IDMap) uint32 {
+	switch {
+	case all != nil:
+		return *all
+	case to != nil:
+		return to(id)
+	}
+	return id
 }
 
 // entryValid is how long names in a directory hold.

@@ -218,7 +218,7 @@ func TestXattrs(t *testing.T) {
 
 func TestOwnerIsShownEverywhere(t *testing.T) {
 	z := newZoo(t)
-	c, _ := z.newCore(t, fusefs.Config{Tree: z.tree(t, z.ref.Catalog), Owner: &fusefs.Owner{UID: 1001, GID: 1002}})
+	c, _ := z.newCore(t, fusefs.Config{Tree: z.tree(t, z.ref.Catalog), Owner: fusefs.Owner{UID: id(1001), GID: id(1002)}})
 	for _, path := range []string{"etc/shadow", "private", "var/mail"} {
 		if e := walk(t, c, fusefs.RootID, path); e.UID != 1001 || e.GID != 1002 {
 			t.Errorf("%s belongs to %d:%d", path, e.UID, e.GID)

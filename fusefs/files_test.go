@@ -334,7 +334,7 @@ func TestMountedSubdirectory(t *testing.T) {
 
 func TestMountedOwner(t *testing.T) {
 	z := newZoo(t)
-	c, _ := z.newCore(t, fusefs.Config{Tree: z.tree(t, z.ref.Catalog), Owner: &fusefs.Owner{UID: 65534, GID: 65534}})
+	c, _ := z.newCore(t, fusefs.Config{Tree: z.tree(t, z.ref.Catalog), Owner: fusefs.Owner{UID: id(65534), GID: id(65534)}})
 	dir := mount(t, c)
 	if got := sh(t, `setpriv --reuid 65534 --regid 65534 --clear-groups cat $1/etc/shadow $1/private/file; find $1 -printf '%U:%G\n' | sort -u`, dir); got != "secret\nprivate\n65534:65534" {
 		t.Errorf("got %q", got)

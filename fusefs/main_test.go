@@ -71,7 +71,7 @@ func serve(target string) int {
 	if err != nil {
 		return fail(err)
 	}
-	owner := &fusefs.Owner{UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
+	owner := fusefs.Owner{UID: id(uint32(os.Getuid())), GID: id(uint32(os.Getgid()))}
 	core, err := fusefs.New(fusefs.Config{Tree: tree, Chunks: s, Owner: owner})
 	if err != nil {
 		return fail(err)
@@ -90,3 +90,5 @@ func serve(target string) int {
 	fmt.Println("unmounted")
 	return 0
 }
+
+func id(n uint32) *uint32 { return &n }

@@ -262,6 +262,12 @@ func (c *Client) Refresh(ctx context.Context, target string) (*MountStatus, erro
 	return s, c.do(ctx, http.MethodPost, "/v1/mounts/refresh?"+url.Values{"target": {target}}.Encode(), nil, s)
 }
 
+// Reload makes the daemon read its configuration again.
+func (c *Client) Reload(ctx context.Context) (*ReloadReply, error) {
+	r := &ReloadReply{}
+	return r, c.do(ctx, http.MethodPost, "/v1/reload", nil, r)
+}
+
 // WaitGone returns when nothing is mounted at target any more.
 func (c *Client) WaitGone(ctx context.Context, target string) error {
 	return c.do(ctx, http.MethodGet, "/v1/mounts/wait?"+url.Values{"target": {target}}.Encode(), nil, nil)

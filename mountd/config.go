@@ -2,6 +2,7 @@ package mountd
 
 import (
 	"log/slog"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -18,24 +19,29 @@ type Config struct {
 	Quota   int64         // bytes on disk; 0: what was last set for this cache, or else cachedb's default
 	Idle    time.Duration // > 0: end after so long without a mount and without a request
 	Version string
-	Log     *slog.Logger // silent
+	Load    func() (*Settings, error) // reads the configuration, at the start and at a reload; nil: there is none
+	Reload  <-chan os.Signal          // asks for a reload
+	Log     *slog.Logger              // silent
 }
 
 // Options say how a source is mounted or read. Zero values mean the default given at the field.
 type Options struct {
-	PublicKey  string        `json:"pubkey,omitempty"`      // text of the master public key; the home's keys
-	Proxy      string        `json:"proxy,omitempty"`       // list as fetch.ParseProxies reads it; DIRECT
-	Servers    []string      `json:"servers,omitempty"`     // for a name: the repository's URLs, http://NAME; for a URL: its further mirrors
-	AllowOther bool          `json:"allow_other,omitempty"` // other users may enter; always so for root
-	UID        *uint32       `json:"uid,omitempty"`         // owner of all files; root: the image's, a user: himself
-	GID        *uint32       `json:"gid,omitempty"`         // the same for groups
-	Deadline   time.Duration `json:"deadline,omitempty"`    // for one read, in ns: 30 s
-	Timeout    time.Duration `json:"timeout,omitempty"`     // for a connection and the first byte through a proxy, in ns: 5 s
-	Direct     time.Duration `json:"direct,omitempty"`      // the same without a proxy, in ns: 10 s
-	MaxTTL     time.Duration `json:"max_ttl,omitempty"`     // within it a new revision shows, in ns: what the manifest says
-	Revision   uint64        `json:"revision,omitempty"`    // show this revision for ever: the current one, and those that follow
-	Date       time.Time     `json:"date,omitzero"`         // show the last revision that is no younger, for ever
-	SqfsAlias  bool          `json:"sqfs_alias,omitempty"`  // show each image of a repository under its name with .sqfs, too
+	PublicKey     string        `json:"pubkey,omitempty"`         // text of the master public key; the home's keys
+	Proxy         string        `json:"proxy,omitempty"`          // list as fetch.ParseProxies reads it; DIRECT
+	Servers       []string      `json:"servers,omitempty"`        // for a name: the repository's URLs, http://NAME; for a URL: its further mirrors
+	AllowOther    bool          `json:"allow_other,omitempty"`    // other users may enter; always so for root
+	UID           *uint32       `json:"uid,omitempty"`            // owner of all files; root: the image's, a user: himself
+	GID           *uint32       `json:"gid,omitempty"`            // the same for groups
+	Deadline      time.Duration `json:"deadline,omitempty"`       // for one read, in ns: 30 s
+	Timeout       time.Duration `json:"timeout,omitempty"`        // for a connection and the first byte through a proxy, in ns: 5 s
+	Direct        time.Duration `json:"direct,omitempty"`         // the same without a proxy, in ns: 10 s
+	MaxTTL        time.Duration `json:"max_ttl,omitempty"`        // within it a new revision shows, in ns: what the manifest says
+	Revision      uint64        `json:"revision,omitempty"`       // show this revision for ever: the current one, and those that follow
+	Date          time.Time     `json:"date,omitzero"`            // show the last revision that is no younger, for ever
+	UIDMap        *IDMap        `json:"uid_map,omitempty"`        // changes owners; not with UID
+	GIDMap        *IDMap        `json:"gid_map,omitempty"`        // changes groups; not with GID
+	WorldReadable bool          `json:"world_readable,omitempty"` // everybody may read everything
+	SqfsAlias     bool          `json:"sqfs_alias,omitempty"`     // show each image of a repository under its name with .sqfs, too
 }
 
 const (
@@ -62,6 +68,9 @@ func (o Options) check() error {
 	}
 	if o.Deadline < 0 || o.Timeout < 0 || o.Direct < 0 || o.MaxTTL < 0 {
 		return problem(Usage, "deadline, timeout or TTL is negative")
+	}
+	if o.UID != nil && o.UIDMap != nil || o.GID != nil && o.GIDMap != nil {
+		return problem(Usage, "one owner for all files and a map of owners are both given")
 	}
 	if o.Revision != 0 && !o.Date.IsZero() {
 		return problem(Usage, "both a revision and a date are given")

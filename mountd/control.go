@@ -55,8 +55,8 @@ func (d *Daemon) server() *http.Server {
 	mux := http.NewServeMux()
 	for pattern, h := range map[string]func(http.ResponseWriter, *http.Request) (any, error){
 		"POST /v1/mounts": d.postMount, "DELETE /v1/mounts": d.deleteMount, "GET /v1/mounts": d.getMounts, "GET /v1/mounts/wait": d.waitMount,
-		"POST /v1/mounts/refresh": d.refreshMount,
-		"GET /v1/status":          d.getStatus, "GET /v1/ls": d.getList, "GET /v1/stat": d.getStat, "GET /v1/cat": d.getContent,
+		"POST /v1/mounts/refresh": d.refreshMount, "POST /v1/reload": d.postReload,
+		"GET /v1/status": d.getStatus, "GET /v1/ls": d.getList, "GET /v1/stat": d.getStat, "GET /v1/cat": d.getContent,
 		"PUT /v1/cache": d.putCache, "GET /metrics": d.getMetrics,
 	} {
 		mux.Handle(pattern, d.handler(pattern, h))

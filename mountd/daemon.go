@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	sd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
@@ -35,6 +36,9 @@ type Daemon struct {
 	ctx    context.Context // ends when the daemon is to stop
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+
+	config    atomic.Pointer[Settings]
+	reloading sync.Mutex // held by reload; taken before a target's lock
 
 	lastID  atomic.Int64
 	targets targetLocks
@@ -98,6 +102,13 @@ func (d *Daemon) closeCache() error {
 
 // open takes the cache over.
 func (d *Daemon) open(ctx context.Context) error {
+	if d.cfg.Load != nil {
+		s, err := d.cfg.Load()
+		if err != nil {
+			return &Error{Usage, err}
+		}
+		d.config.Store(s)
+	}
 	if err := checkRun(d.place.run); err != nil {
 		return err
 	}
@@ -131,6 +142,11 @@ const limitState = "limit"
 func (d *Daemon) openLimit() error {
 	if d.cfg.Quota > 0 {
 		d.setLimitState(d.cfg.Quota)
+		return nil
+	}
+	if q := d.settings().Quota; q > 0 {
+		d.db.SetLimit(q)
+		d.setLimitState(q)
 		return nil
 	}
 	b, err := d.db.State(limitState)
@@ -167,6 +183,7 @@ func (d *Daemon) serve(ready func()) error {
 	server := d.server()
 	failed := make(chan error, 1)
 	d.wg.Go(func() { failed <- server.Serve(listener) })
+	d.wg.Go(d.reloadOnSignal)
 	d.wg.Go(func() { watchdog(d.ctx, d.log, d.alive) })
 	d.log.Info("daemon ready", "cache", d.place.cache, "socket", d.place.socket(), "mounts", len(d.mounts))
 	notifyReady(d.log, len(d.mounts))
@@ -193,6 +210,21 @@ func (d *Daemon) serve(ready func()) error {
 	d.wg.Wait()
 	os.Remove(d.place.record())
 	return err
+}
+
+func (d *Daemon) reloadOnSignal() {
+	for {
+		select {
+		case <-d.cfg.Reload:
+			notify(d.log, sd.SdNotifyReloading)
+			if _, err := d.reload(); err != nil {
+				d.log.Error("reloading the configuration: it stays as it was", "err", err)
+			}
+			notify(d.log, sd.SdNotifyReady)
+		case <-d.ctx.Done():
+			return
+		}
+	}
 }
 
 // alive returns when the daemon's locks can be had.

@@ -25,6 +25,7 @@ type mountRecord struct {
 	Source     string           `json:"source"`
 	Target     string           `json:"target"`
 	Options    Options          `json:"options"`
+	Given      Options          `json:"given"` // of these, what was asked for
 	Repository string           `json:"repository"`
 	Revision   uint64           `json:"revision"`
 	Root       index.CatalogRef `json:"root"`          // of the repository's name tree
@@ -51,8 +52,8 @@ type mount struct {
 	lost    atomic.Pointer[string]
 	dev     atomic.Pointer[string] // major:minor, once it is known
 	shown   atomic.Pointer[shown]
-	live    atomic.Pointer[Options] // record's, as remounts have changed them
-	check   chan chan<- error       // asks for a look at the current revision
+	live    atomic.Pointer[live] // the record's, as remounts and reloads have changed them
+	check   chan chan<- error    // asks for a look at the current revision
 
 	following sync.WaitGroup
 	gone      chan struct{} // closed when it is unmounted
@@ -116,6 +117,10 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 	if err != nil {
 		return nil, err
 	}
+	given := req.Options
+	if req.Options, err = d.effective(src, given); err != nil {
+		return nil, err
+	}
 	if err := req.Options.check(); err != nil {
 		return nil, err
 	}
@@ -131,7 +136,7 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 	old := d.mounts[req.Target]
 	d.mu.Unlock()
 	if old != nil && old.fuse != nil {
-		if old.record.Source != src.String() || !old.options().same(req.Options) {
+		if old.record.Source != src.String() || !old.live.Load().given.same(given) {
 			what := old.record.Source
 			if what == src.String() {
 				what += " with other options"
@@ -155,6 +160,7 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 		d.origins.release(g)
 		return nil, err
 	}
+	record.Given = given
 	m, err := d.attach(ctx, g, record, false)
 	if err != nil {
 		d.origins.release(g)
@@ -260,7 +266,7 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known boo
 	}
 	m := &mount{id: d.lastID.Add(1), record: r, begun: time.Now(), metrics: metrics.NewSet(), release: release, gone: make(chan struct{}),
 		check: make(chan chan<- error)}
-	m.live.Store(&r.Options)
+	m.live.Store(&live{r.Options, r.Given})
 	m.shown.Store(&shown{revision: r.Revision, root: r.Root, ttl: r.TTL, since: m.begun, offline: r.Offline, checked: checkedAt(r, known)})
 	background, cancel := context.WithCancel(d.ctx)
 	m.cancel = cancel
@@ -287,6 +293,7 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known boo
 	m.chunks = newChunks(g, r.Options.deadline(), d.ahead, background)
 	core, err := fusefs.New(fusefs.Config{
 		Tree: m.tree, Root: r.Directory, Chunks: m.chunks, Catalogs: m.chunks.catalog, Deadline: r.Options.deadline(), Owner: owner(r.Options),
+		MapUID: r.Options.UIDMap.mapper(), MapGID: r.Options.GIDMap.mapper(), WorldReadable: r.Options.WorldReadable,
 		TTL: namesValid(r.Options.ttl(r.TTL)), SqfsAlias: r.Options.SqfsAlias, Magic: m.magic, Log: d.log.With("mount", r.Target), Metrics: m.metrics, Labels: fmt.Sprintf("mount=\"%d\"", m.id),
 	})
 	if err != nil {
@@ -378,7 +385,7 @@ func (d *Daemon) dropLost(m *mount) {
 }
 
 // options are those that hold now.
-func (m *mount) options() Options { return *m.live.Load() }
+func (m *mount) options() Options { return m.live.Load().now }
 
 // current is the record of what m shows now.
 func (m *mount) current() mountRecord {
@@ -387,7 +394,7 @@ func (m *mount) current() mountRecord {
 		r.Revision, r.Root, r.TTL = now.revision, now.root, now.ttl
 	}
 	if o := m.live.Load(); o != nil {
-		r.Options = *o
+		r.Options, r.Given = o.now, o.given
 	}
 	if dev := m.dev.Load(); dev != nil {
 		r.Dev = *dev
@@ -500,18 +507,15 @@ func reachName(ctx context.Context, t *index.Tree, number uint32, load index.Cat
 }
 
 // owner returns who is shown to own everything: root sees the image's owners, a user himself, unless the options say otherwise.
-func owner(o Options) *fusefs.Owner {
+func owner(o Options) (owner fusefs.Owner) {
 	uid, gid := uint32(os.Geteuid()), uint32(os.Getegid())
-	if uid == 0 && o.UID == nil && o.GID == nil {
-		return nil
+	if owner.UID = o.UID; owner.UID == nil && o.UIDMap == nil && (uid != 0 || o.GID != nil && o.GIDMap == nil) {
+		owner.UID = &uid
 	}
-	if o.UID != nil {
-		uid = *o.UID
+	if owner.GID = o.GID; owner.GID == nil && o.GIDMap == nil && (uid != 0 || o.UID != nil && o.UIDMap == nil) {
+		owner.GID = &gid
 	}
-	if o.GID != nil {
-		gid = *o.GID
-	}
-	return &fusefs.Owner{UID: uid, GID: gid}
+	return owner
 }
 
 // mountError gives the error of a mount its kind.

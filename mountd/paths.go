@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,12 +17,16 @@ import (
 
 // Home says where the files of a user's, or of the system's, daemons are.
 type Home struct {
+	Config   []string // configuration files, and directories of them; the later ones count more
 	Keys     []string // directories with NAME.pub, the first that has one wins
 	Cache    string   // the default cache directory
 	Run      string   // sockets, and what is known of running daemons; 0700
 	State    string   // logs
 	OnDemand bool     // a command that needs a daemon may start it
 }
+
+// systemConfig is the site's. Users' daemons read it, too: where proxies and servers are holds for all.
+var systemConfig = []string{"/etc/skimfs/skimfs.conf", "/etc/skimfs/conf.d"}
 
 // jobVariables name the batch job that a process belongs to: Slurm, PBS, LSF, Flux, Cobalt, Grid Engine.
 var jobVariables = []string{"SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "COBALT_JOBID", "JOB_ID"}
@@ -35,12 +40,13 @@ func FindHome(uid int, getenv func(string) string) (Home, error) {
 		}
 		dir = filepath.Clean(dir)
 		return Home{
-			Keys: []string{filepath.Join(dir, "etc", "keys")}, Cache: filepath.Join(dir, "cache"), Run: filepath.Join(dir, "run"),
+			Config: []string{filepath.Join(dir, "etc", "skimfs.conf"), filepath.Join(dir, "etc", "conf.d")},
+			Keys:   []string{filepath.Join(dir, "etc", "keys")}, Cache: filepath.Join(dir, "cache"), Run: filepath.Join(dir, "run"),
 			State: filepath.Join(dir, "state"), OnDemand: true,
 		}, nil
 	}
 	if uid == 0 {
-		return Home{Keys: []string{"/etc/skimfs/keys"}, Cache: "/var/cache/skimfs", Run: "/run/skimfs", State: "/var/lib/skimfs"}, nil
+		return Home{Config: systemConfig, Keys: []string{"/etc/skimfs/keys"}, Cache: "/var/cache/skimfs", Run: "/run/skimfs", State: "/var/lib/skimfs"}, nil
 	}
 	tmp := getenv("TMPDIR")
 	if !filepath.IsAbs(tmp) {
@@ -50,13 +56,14 @@ func FindHome(uid int, getenv func(string) string) (Home, error) {
 	if job := batchJob(getenv); job != "" {
 		base += "-job-" + job
 	}
-	h := Home{Cache: filepath.Join(base, "cache"), Run: filepath.Join(base, "run"), State: filepath.Join(base, "state"), OnDemand: true}
+	h := Home{Config: slices.Clone(systemConfig), Cache: filepath.Join(base, "cache"), Run: filepath.Join(base, "run"), State: filepath.Join(base, "state"), OnDemand: true}
 	config := getenv("XDG_CONFIG_HOME")
 	if home := getenv("HOME"); !filepath.IsAbs(config) && home != "" {
 		config = filepath.Join(home, ".config")
 	}
 	if filepath.IsAbs(config) {
 		h.Keys = append(h.Keys, filepath.Join(config, "skimfs", "keys"))
+		h.Config = append(h.Config, filepath.Join(config, "skimfs", "skimfs.conf"), filepath.Join(config, "skimfs", "conf.d"))
 	}
 	h.Keys = append(h.Keys, "/etc/skimfs/keys")
 	return h, nil

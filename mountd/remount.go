@@ -43,27 +43,45 @@ func (d *Daemon) reconfigure(ctx context.Context, req MountRequest) error {
 	case m.record.Source != src.String():
 		return problem(Busy, "target %q is busy: %s is mounted there", req.Target, m.record.Source)
 	}
-	old := m.options()
-	next, err := old.merged(req.Options)
+	old := m.live.Load()
+	given, err := old.given.merged(req.Options)
 	if err != nil {
 		return err
 	}
 	if os.Geteuid() == 0 {
-		next.AllowOther = old.AllowOther // always on, and brought back by mount(8)
+		given.AllowOther = old.given.AllowOther // always on, and brought back by mount(8)
+	}
+	next, err := d.effective(src, given)
+	if err != nil {
+		return err
 	}
 	if err := next.check(); err != nil {
 		return err
 	}
-	if fixed := old.fixedIn(next); len(fixed) > 0 {
+	next, fixed := old.now.take(next)
+	if len(fixed) > 0 {
 		return problem(Busy, "remounting %q: %s can't be changed while it is mounted", req.Target, strings.Join(fixed, ", "))
 	}
-	if old.same(next) {
+	if old.now.same(next) && old.given.same(given) {
 		return nil
 	}
-	g, err := d.origins.take(src, next, d.db, d.cfg.Version, d.log)
+	return d.apply(m, live{next, given})
+}
+
+// live are a mount's options as they hold now, and what was asked for of them; the configuration says the rest.
+type live struct{ now, given Options }
+
+// apply changes the options of a mount. The caller holds the target's lock.
+func (d *Daemon) apply(m *mount, next live) error {
+	src, err := ParseSource(m.record.Source)
 	if err != nil {
 		return err
 	}
+	g, err := d.origins.take(src, next.now, d.db, d.cfg.Version, d.log)
+	if err != nil {
+		return err
+	}
+	old := m.options()
 	was := m.chunks.via.Swap(&g)
 	m.live.Store(&next)
 	// What is being fetched the old way ends within its deadline.
@@ -74,7 +92,7 @@ func (d *Daemon) reconfigure(ctx context.Context, req MountRequest) error {
 		}
 		d.origins.release(*was)
 	})
-	d.log.Info("remounted", "target", req.Target, "options", next.text())
+	d.log.Info("options of a mount changed", "target", m.record.Target, "options", next.now.text())
 	return d.save(m)
 }
 
@@ -96,16 +114,20 @@ func (o Options) merged(other Options) (Options, error) {
 // liveOptions are those, by their names in JSON, that a remount can change.
 var liveOptions = map[string]bool{"proxy": true, "servers": true, "timeout": true, "direct": true, "max_ttl": true}
 
-// fixedIn names the options that differ in next and can't be changed.
-func (o Options) fixedIn(next Options) (names []string) {
-	a, b := reflect.ValueOf(o), reflect.ValueOf(next)
+// take returns o with what can be changed as next has it, and names the options that differ and can't.
+func (o Options) take(next Options) (_ Options, fixed []string) {
+	a, b := reflect.ValueOf(&o).Elem(), reflect.ValueOf(next)
 	for i := range a.NumField() {
 		name, _, _ := strings.Cut(a.Type().Field(i).Tag.Get("json"), ",")
-		if !liveOptions[name] && !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
-			names = append(names, name)
+		switch {
+		case reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()):
+		case liveOptions[name]:
+			a.Field(i).Set(b.Field(i))
+		default:
+			fixed = append(fixed, name)
 		}
 	}
-	return names
+	return o, fixed
 }
 
 // text is the options as JSON, for the log.

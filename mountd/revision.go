@@ -105,7 +105,7 @@ func (d *Daemon) trust(ctx context.Context, g *origin, src Source, o Options, fr
 	case err != nil:
 		return nil, fmt.Errorf("manifest of %s: %w", src, err)
 	}
-	key, err := findKey(d.cfg.Home.Keys, name, o.PublicKey)
+	key, err := findKey(d.keyDirs(), name, o.PublicKey)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +123,7 @@ func (d *Daemon) lastAccepted(g *origin, src Source, o Options) (*revision, erro
 		}
 		name = string(b)
 	}
-	key, err := findKey(d.cfg.Home.Keys, name, o.PublicKey)
+	key, err := findKey(d.keyDirs(), name, o.PublicKey)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,8 @@ package main
 import (
 	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -38,8 +40,20 @@ start it by themselves; root's runs as skimfs-mountd.service. What was mounted w
 		if err != nil {
 			return nodeError(err, about{})
 		}
+		level := &slog.LevelVar{}
+		files, err := homeConfig(h)
+		if err != nil {
+			return configError(err)
+		}
+		if cache == "" {
+			cache = files.options("").cache
+		}
+		hangup := make(chan os.Signal, 1)
+		signal.Notify(hangup, syscall.SIGHUP)
+		defer signal.Stop(hangup)
 		cfg := mountd.Config{
-			Home: h, Cache: cache, Idle: idle, Version: version(), Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+			Home: h, Cache: cache, Idle: idle, Version: version(), Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+			Load: func() (*mountd.Settings, error) { return daemonSettings(h, level) }, Reload: hangup,
 		}
 		if quota != "" {
 			if cfg.Quota, err = parseSize(quota); err != nil {

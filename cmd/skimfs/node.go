@@ -33,6 +33,13 @@ func connect(ctx context.Context, o mountOptions) (*mountd.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	c, err := homeConfig(h)
+	if err != nil {
+		return nil, configError(err)
+	}
+	if o.cache == "" {
+		o.cache = c.options("").cache
+	}
 	return mountd.Connect(ctx, h, o.cache, mountd.StartAlways, mountd.StartConfig{Quota: o.quota, Idle: o.idle})
 }
 

@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -21,7 +23,9 @@ type mountOptions struct {
 	quota int64
 	idle  time.Duration
 
-	remount bool
+	remount  bool
+	logLevel slog.Level
+	keys     []string
 }
 
 // option is a row of the table of -o options.
@@ -103,6 +107,31 @@ var options = []option{
 		o.SqfsAlias = true
 		return nil
 	}},
+	{"world_readable", "", "off", "let everybody read everything: 0555 for directories, 0444 for files is added to modes", false, func(o *mountOptions, _ string) error {
+		o.WorldReadable = true
+		return nil
+	}},
+	{"uid_map", "FILE", "none", "lines `FROM TO` change owners, `* TO` those not listed", false, func(o *mountOptions, v string) (err error) {
+		o.UIDMap, err = readIDMap(v)
+		return err
+	}},
+	{"gid_map", "FILE", "none", "the same for groups", false, func(o *mountOptions, v string) (err error) {
+		o.GIDMap, err = readIDMap(v)
+		return err
+	}},
+	{"keys", "DIR[;DIR…]", "none", "file only: directories with NAME.pub, looked at before the usual ones", false, func(o *mountOptions, v string) error {
+		for _, dir := range strings.Split(v, ";") {
+			if dir = strings.TrimSpace(dir); !filepath.IsAbs(dir) {
+				return fmt.Errorf("%q is no absolute path", dir)
+			}
+			o.keys = append(o.keys, dir)
+		}
+		return nil
+	}},
+	{"log_level", "LEVEL", "info", "file only: debug, info, warn or error", false, func(o *mountOptions, v string) (err error) {
+		o.logLevel, err = parseLevel(v)
+		return err
+	}},
 	{"remount", "", "off", "change options of what is mounted, and look for a new revision now", false, func(o *mountOptions, _ string) error {
 		o.remount = true
 		return nil
@@ -166,6 +195,8 @@ func parseOptions(lists []string) (mountOptions, error) {
 			switch {
 			case !ok:
 				return o, unknownOption(name)
+			case slices.Contains(fileOnly, name):
+				return o, fmt.Errorf("option %q belongs in the configuration file", name)
 			case seen[name]:
 				return o, fmt.Errorf("option %q is given twice", name)
 			case row.value == "" && has:
@@ -312,4 +343,17 @@ func parseDate(v string) (time.Time, error) {
 		}
 	}
 	return time.Time{}, fmt.Errorf("%q is no date, as in 2026-11-28 or 2026-11-28T13:00:00Z", v)
+}
+
+// readIDMap reads a file with lines FROM TO, as CernVM-FS has them.
+func readIDMap(path string) (*mountd.IDMap, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	m, err := mountd.ParseIDMap(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return m, nil
 }

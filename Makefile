@@ -14,7 +14,7 @@ TESTFLAGS ?=
 BENCHFLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test test-long race fuzz lint bench docs install uninstall clean demo demo-stop FORCE
+.PHONY: help build deps test test-long race fuzz lint bench bench-big docs install uninstall clean demo demo-stop FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -53,7 +53,11 @@ lint: ## check form, go vet and staticcheck (staticcheck.conf says why)
 
 bench: deps ## measure skimfs beside its peers, about 5 minutes; BENCHFLAGS="-many -big" for more (as root)
 	@mkdir -p .bench
-	$(GO) run ./benchmarks -md .bench/results.md -json .bench/results.json -svg .bench/results.svg $(BENCHFLAGS)
+	$(GO) run ./benchmarks -md .bench/results.md -json .bench/results.json -png .bench/results.png $(BENCHFLAGS)
+
+bench-big: deps ## measure the image of 9 GB, about 15 minutes, 45 GB of disk (as root)
+	@mkdir -p .bench
+	$(GO) run ./benchmarks -shape-big -only '^shape big/' -md .bench/big.md -json .bench/big.json -png .bench/big.png $(BENCHFLAGS)
 
 demo: build ## publish, mount and run a real image; ends with a table, leaves it mounted
 	scripts/demo

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"image/png"
 	"math"
 	"os"
 	"path/filepath"
@@ -173,20 +174,23 @@ func TestReportNamesWhatMisses(t *testing.T) {
 			t.Errorf("the report lacks %q:\n%s", want, &out)
 		}
 	}
-	if !bytes.Contains(r.svg(), []byte("find · hot")) {
-		t.Error("the drawing lacks a row")
+	if data, err := r.png(); err != nil {
+		t.Error(err)
+	} else if drawn, err := png.Decode(bytes.NewReader(data)); err != nil || drawn.Bounds().Dx() < 600 {
+		t.Errorf("the drawing: %v, %v", drawn, err)
 	}
 }
 
 func TestFiguresAreReplacedWhereThePageSays(t *testing.T) {
-	const page = "words\n" + figuresBegin + "old\n" + figuresEnd + "more words\n"
+	figuresBegin, figuresEnd := figuresLines("figures")
+	page := "words\n" + figuresBegin + "old\n" + figuresEnd + "more words\n"
 	for name, c := range map[string]struct{ page, want string }{
 		"a page with lines for figures": {page, "words\n" + figuresBegin + "\nnew\n\n" + figuresEnd + "more words\n"},
 		"a page without":                {"words\n", "new\n"},
 		"an end without a beginning":    {figuresEnd, "new\n"},
 		"no page":                       {"", "new\n"},
 	} {
-		if got := string(insertFigures([]byte(c.page), []byte("new\n"))); got != c.want {
+		if got := string(insertFigures([]byte(c.page), []byte("new\n"), "figures")); got != c.want {
 			t.Errorf("%s: got %q, want %q", name, got, c.want)
 		}
 	}

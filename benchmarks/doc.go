@@ -17,7 +17,7 @@
 //
 // Round by round all contestants take their turn, so that a busy moment of the machine hits all of
 // them; the order rotates. The reports give medians, minima and spreads, a Markdown table on
-// standard output, all samples with -json, a drawing with -svg.
+// standard output, all samples with -json, a drawing with -png.
 //
 // The files: main.go the flags and the order of things; world.go what a run needs of servers and
 // artefacts; contestant.go what a contestant is, then one file for each of them; work.go the rows;

@@ -2,70 +2,135 @@ package main
 
 import (
 	"bytes"
-	"fmt"
-	"html"
+	"image/color"
 	"math"
-	"slices"
+	"strconv"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgimg"
 )
 
-// colors of the contestants, distinct for the colour-blind as well.
-var colors = map[string]string{
-	"skimfs": "#0072b2", "limit": "#56b4e9", "native": "#999999", "squashfuse": "#e69f00", "full pull": "#d55e00",
+// marks of the contestants: colours distinct for the colour-blind as well, and shapes.
+var marks = map[string]draw.GlyphStyle{
+	"skimfs":     {Color: color.RGBA{0x00, 0x72, 0xb2, 0xff}, Shape: draw.CircleGlyph{}, Radius: 4},
+	"limit":      {Color: color.RGBA{0x20, 0x20, 0x20, 0xff}, Shape: draw.PlusGlyph{}, Radius: 4},
+	"native":     {Color: color.RGBA{0x00, 0x9e, 0x73, 0xff}, Shape: draw.SquareGlyph{}, Radius: 3},
+	"squashfuse": {Color: color.RGBA{0xe6, 0x9f, 0x00, 0xff}, Shape: draw.TriangleGlyph{}, Radius: 4},
+	"full pull":  {Color: color.RGBA{0xd5, 0x5e, 0x00, 0xff}, Shape: draw.CrossGlyph{}, Radius: 4},
 }
 
-// svg draws the medians as bars on a logarithmic scale, one group a row, one panel a table.
-func (r *results) svg() []byte {
-	const labelWidth, barWidth, bar, gap, head = 250, 560, 11, 8, 34
-	var body bytes.Buffer
-	y := 20
+// panelWidth and rowHeight are sizes in the drawing; panelHead is what a panel has besides its rows.
+const panelWidth, rowHeight, panelHead = 760, 15, 90
+
+// png draws the medians as points on a logarithmic axis of seconds with a line from minimum to
+// maximum, a line for each row and state, one panel a table. A point's place says all: bars would
+// begin at an arbitrary second.
+func (r *results) png() ([]byte, error) {
+	var panels []*plot.Plot
+	var heights []vg.Length
+	var total vg.Length
 	for _, t := range r.tables() {
-		rows, contestants := r.rows(t[0], t[1])
-		low, high := math.Inf(1), math.Inf(-1)
-		for _, k := range rows {
-			for _, c := range contestants {
-				if s := r.pick(t[0], t[1], k.row, k.state, c, seconds); s.n > 0 {
-					low, high = min(low, s.min), max(high, s.max)
-				}
-			}
+		p, rows, err := r.panel(t[0], t[1])
+		if err != nil {
+			return nil, err
 		}
-		first, last := math.Floor(math.Log10(low)), math.Ceil(math.Log10(high))
-		x := func(v float64) float64 { return labelWidth + barWidth*(math.Log10(v)-first)/max(last-first, 1) }
-		title := t[0]
-		if t[1] != "" {
-			title += ", servers " + t[1] + " away"
-		}
-		fmt.Fprintf(&body, `<text x="10" y="%d" font-weight="bold">%s</text>`+"\n", y, html.EscapeString(title))
-		y += 18
-		legend := labelWidth
-		for _, c := range contestants {
-			fmt.Fprintf(&body, `<rect x="%d" y="%d" width="10" height="10" fill="%s"/><text x="%d" y="%d">%s</text>`+"\n", legend, y-9, colors[c], legend+14, y, c)
-			legend += 100
-		}
-		y += head
-		top := y - 12
-		for _, k := range rows {
-			groupTop := y
-			for _, c := range contestants {
-				s := r.pick(t[0], t[1], k.row, k.state, c, seconds)
-				if s.n == 0 {
-					continue
-				}
-				fmt.Fprintf(&body, `<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/><path d="M%.1f %.1fH%.1f" stroke="#000"/><text x="%.1f" y="%d" font-size="9">%s</text>`+"\n",
-					labelWidth, y, max(x(s.median)-labelWidth, 1), bar-2, colors[c], x(s.min), float64(y)+4.5, x(s.max), max(x(s.median), x(s.max))+4, y+8, shortSeconds(s.median))
-				y += bar
-			}
-			fmt.Fprintf(&body, `<text x="%d" y="%d" text-anchor="end">%s</text>`+"\n", labelWidth-8, (groupTop+y)/2+4, html.EscapeString(k.row+" · "+string(k.state)))
-			y += gap
-		}
-		for e := first; e <= last; e++ {
-			at := x(math.Pow(10, e))
-			fmt.Fprintf(&body, `<path d="M%.1f %dV%d" stroke="#ccc"/><text x="%.1f" y="%d" text-anchor="middle" fill="#666">%s s</text>`+"\n", at, top, y, at, top-2, fmt.Sprint(math.Pow(10, e)))
-		}
-		y += 30
+		panels, heights = append(panels, p), append(heights, vg.Length(rows*rowHeight+panelHead))
+		total += heights[len(heights)-1]
+	}
+	canvas := vgimg.NewWith(vgimg.UseWH(panelWidth, max(total, 1)), vgimg.UseDPI(96), vgimg.UseBackgroundColor(color.White))
+	all := draw.New(canvas)
+	top := total
+	for i, p := range panels {
+		top -= heights[i]
+		p.Draw(draw.Crop(all, 6, -14, top+6, top+heights[i]-total-6))
 	}
 	var out bytes.Buffer
-	fmt.Fprintf(&out, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="11"><rect width="100%%" height="100%%" fill="#fff"/>`+"\n", labelWidth+barWidth+60, y)
-	out.Write(body.Bytes())
-	out.WriteString("</svg>\n")
-	return slices.Clip(out.Bytes())
+	_, err := vgimg.PngCanvas{Canvas: canvas}.WriteTo(&out)
+	return out.Bytes(), err
+}
+
+// panel draws one table and returns the number of its rows.
+func (r *results) panel(image, link string) (*plot.Plot, int, error) {
+	rows, contestants := r.rows(image, link)
+	p := plot.New()
+	p.Title.Text = image
+	if link != "" {
+		p.Title.Text += ", servers " + link + " away"
+	}
+	p.Title.TextStyle.Font.Size = 13
+	p.X.Label.Text = "seconds, less is better"
+	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.TickerFunc(decades)
+	p.Legend.Top, p.Legend.Left = true, false
+	p.Legend.ThumbnailWidth = 14
+	for _, style := range []*font.Font{&p.X.Tick.Label.Font, &p.Y.Tick.Label.Font, &p.X.Label.TextStyle.Font, &p.Legend.TextStyle.Font} {
+		style.Size = 10
+	}
+	grid := plotter.NewGrid()
+	grid.Vertical.Color, grid.Horizontal.Color = color.Gray{0xd0}, color.Gray{0xec}
+	p.Add(grid)
+
+	ticks := make([]plot.Tick, len(rows))
+	low, high := math.Inf(1), math.Inf(-1)
+	for i, k := range rows {
+		ticks[i] = plot.Tick{Value: float64(len(rows) - i), Label: k.row + " · " + string(k.state)}
+	}
+	for _, c := range contestants {
+		var points spreads
+		for i, k := range rows {
+			if s := r.pick(image, link, k.row, k.state, c, seconds); s.n > 0 {
+				points.XYs = append(points.XYs, plotter.XY{X: s.median, Y: ticks[i].Value})
+				points.XErrors = append(points.XErrors, struct{ Low, High float64 }{s.median - s.min, s.max - s.median})
+				low, high = min(low, s.min), max(high, s.max)
+			}
+		}
+		bars, err := plotter.NewXErrorBars(points)
+		if err != nil {
+			return nil, 0, err
+		}
+		scatter, err := plotter.NewScatter(points)
+		if err != nil {
+			return nil, 0, err
+		}
+		scatter.GlyphStyle = marks[c]
+		bars.LineStyle.Color, bars.LineStyle.Width, bars.CapWidth = marks[c].Color, 1.5, 0
+		p.Add(bars, scatter)
+		p.Legend.Add(c, scatter)
+	}
+	p.Y.Tick.Marker = plot.ConstantTicks(ticks)
+	// The legend has the space above the first row.
+	p.Y.Min, p.Y.Max = 0.4, float64(len(rows))+0.6
+	p.X.Min, p.X.Max = math.Pow(10, math.Floor(math.Log10(low))), math.Pow(10, math.Ceil(math.Log10(high)))
+	if p.X.Min == p.X.Max {
+		p.X.Max *= 10
+	}
+	// Beside the points, not over them.
+	p.Legend.XOffs = 0
+	p.X.Max *= math.Pow(p.X.Max/p.X.Min, 0.16)
+	return p, len(rows), nil
+}
+
+// spreads are points with their errors in x.
+type spreads struct {
+	plotter.XYs
+	plotter.XErrors
+}
+
+// decades marks the powers of ten with their value, 2 to 9 times these without one.
+func decades(low, high float64) (ticks []plot.Tick) {
+	for e := math.Floor(math.Log10(low)); e <= math.Log10(high); e++ {
+		for n := 1.0; n < 10; n++ {
+			tick := plot.Tick{Value: n * math.Pow(10, e)}
+			if n == 1 {
+				tick.Label = strconv.FormatFloat(tick.Value, 'g', 3, 64)
+			}
+			if tick.Value >= low*0.999 && tick.Value <= high*1.001 {
+				ticks = append(ticks, tick)
+			}
+		}
+	}
+	return ticks
 }

@@ -104,7 +104,7 @@ func (r *results) save(o options) error {
 		var text bytes.Buffer
 		r.markdown(&text)
 		old, _ := os.ReadFile(o.md)
-		if err := os.WriteFile(o.md, insertFigures(old, text.Bytes()), 0o644); err != nil {
+		if err := os.WriteFile(o.md, insertFigures(old, text.Bytes(), o.block), 0o644); err != nil {
 			return err
 		}
 	}
@@ -117,17 +117,24 @@ func (r *results) save(o options) error {
 			return err
 		}
 	}
-	if o.svg != "" {
-		return os.WriteFile(o.svg, r.svg(), 0o644)
+	if o.png != "" {
+		data, err := r.png()
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(o.png, data, 0o644)
 	}
 	return nil
 }
 
 // Between these lines a page holds figures that a run may replace.
-const figuresBegin, figuresEnd = "<!-- figures -->\n", "<!-- end of figures -->\n"
+func figuresLines(block string) (begin, end string) {
+	return "<!-- " + block + " -->\n", "<!-- end of " + block + " -->\n"
+}
 
 // insertFigures puts a report between the two lines of a page, or in the place of one without them.
-func insertFigures(page, report []byte) []byte {
+func insertFigures(page, report []byte, block string) []byte {
+	figuresBegin, figuresEnd := figuresLines(block)
 	before, rest, begin := bytes.Cut(page, []byte(figuresBegin))
 	_, after, end := bytes.Cut(rest, []byte(figuresEnd))
 	if !begin || !end {
@@ -253,6 +260,10 @@ func (r *results) table(w io.Writer, image, link string) {
 		if ours {
 			us := r.pick(image, link, k.row, k.state, "skimfs", seconds)
 			fmt.Fprintf(w, " %s |", numberText("%.2f", us.median/r.pick(image, link, k.row, k.state, "limit", seconds).median))
+			if k.row == readyRow { // what was used is only known at the end
+				fmt.Fprintln(w, " | | | |")
+				continue
+			}
 			fmt.Fprintf(w, " %s |", numberText("%.0f", r.pick(image, link, k.row, k.state, "skimfs", requests).median))
 			fmt.Fprintf(w, " %s |", numberText("%.1f", r.pick(image, link, k.row, k.state, "skimfs", received).median/1e6))
 			fmt.Fprintf(w, " %s |", numberText("%.2f", r.pick(image, link, k.row, k.state, "skimfs", cpu).median))

@@ -37,7 +37,7 @@ type node struct {
 func newSkimfs(s *scope, i *image, r *repository, l link) *skimfs {
 	origin := testkit.StartNginx(s, r.dir)
 	// Room for a whole image, and for its large files' chunks.
-	room := fmt.Sprintf("cache_mem %d MB", 256+(2*i.packed)>>20)
+	room := fmt.Sprintf("cache_mem %d MB", 256+min(2*i.packed, 2e9)>>20)
 	full, empty := testkit.StartSquid(s, room), testkit.StartSquid(s, room)
 	k := &skimfs{
 		source: origin.URL + "#" + imageName, pubkey: filepath.Join(r.keys, repoName+".pub"),
@@ -45,7 +45,14 @@ func newSkimfs(s *scope, i *image, r *repository, l link) *skimfs {
 	}
 	k.warm = startNode(s)
 	k.now, k.proxy = k.warm, full.URL
-	s.within(func(s *scope) { cat(8)(s, i, k.mount(s)) })
+	s.within(func(s *scope) {
+		root := k.mount(s)
+		if i.warm != nil {
+			i.warm(s, root)
+		} else {
+			cat(8)(s, i, root)
+		}
+	})
 	return k
 }
 

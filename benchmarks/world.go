@@ -23,6 +23,10 @@ type image struct {
 	smallFiles int64
 	smallBytes int64
 	works      []work
+	// warm has the squid and the node that have everything read it; by default all is read.
+	warm func(s *scope, root string)
+	// discard has the layout removed when a registry has it.
+	discard bool
 }
 
 // newImage describes the image tagged "latest" in a layout, whose files are below root.

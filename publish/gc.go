@@ -93,6 +93,10 @@ func (r *Repo) revisions() (old []uint64, kept []*index.Manifest, err error) {
 			return nil, nil, fmt.Errorf("listing revisions: %w", err)
 		}
 		m, err := index.OpenManifest(text, r.name, r.whitelist)
+		if errors.Is(err, index.ErrSignature) {
+			// By a key that was dropped since. Its time stays as it was.
+			m, err = index.UnverifiedManifest(text)
+		}
 		switch {
 		case errors.Is(err, index.ErrRevoked), err == nil && n > r.manifest.Revision:
 			// Revoked, or written by a publish that was killed before it counted.

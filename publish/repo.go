@@ -193,36 +193,26 @@ type WhitelistError struct {
 func (e *WhitelistError) Error() string { return e.Err.Error() }
 func (e *WhitelistError) Unwrap() error { return e.Err }
 
-// SignWhitelist signs the whitelist anew with the master key: it counts for WhitelistLife from now and lists the signing key at hand with
-// those it had; what it revokes stays revoked.
-func (r *Repo) SignWhitelist(ctx context.Context) error {
-	unlock, err := r.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	return r.signWhitelist(r.now())
-}
-
 // Whitelist returns the repository's whitelist as it is now.
 func (r *Repo) Whitelist() index.Whitelist { return *r.whitelist }
 
+// signWhitelist signs the first whitelist, or renews it.
 func (r *Repo) signWhitelist(now time.Time) error {
-	master, err := r.keys.masterSigner(r.name)
-	if err != nil {
-		return err
+	if r.whitelist != nil {
+		return r.changeWhitelist(now, WhitelistChange{})
 	}
 	key, err := r.keys.signerText(r.name)
 	if err != nil {
 		return err
 	}
-	w := index.Whitelist{Name: r.name}
-	if r.whitelist != nil {
-		w = *r.whitelist
-	}
-	w.Time, w.Expires = now, now.Add(WhitelistLife)
-	if !slices.Contains(w.Keys, key) {
-		w.Keys = append(slices.Clone(w.Keys), key)
+	return r.writeWhitelist(index.Whitelist{Name: r.name, Time: now, Expires: now.Add(WhitelistLife), Keys: []string{key}})
+}
+
+// writeWhitelist signs w with the master key and makes it the repository's.
+func (r *Repo) writeWhitelist(w index.Whitelist) error {
+	master, err := r.keys.masterSigner(r.name)
+	if err != nil {
+		return err
 	}
 	text, err := w.Sign(master)
 	if err != nil {

@@ -256,7 +256,7 @@ func TestKeyThatTheWhitelistDoesNotListCannotPublish(t *testing.T) {
 	if _, err := r.Publish(t.Context(), source(t, "oci:"+layout), "", publish.Options{}); !errors.As(err, &we) || !errors.Is(err, index.ErrSignature) {
 		t.Errorf("publishing with another key: %v", err)
 	}
-	if err := r.SignWhitelist(t.Context()); err != nil {
+	if err := r.SignWhitelist(t.Context(), publish.WhitelistChange{}); err != nil {
 		t.Fatal(err)
 	}
 	r.publish("oci:"+layout, "", publish.Options{})

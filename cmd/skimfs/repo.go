@@ -32,7 +32,7 @@ func repoCommand() *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(repoCreate(), repoList(), repoInfo(), repoVerify(), repoRemove(), repoGC(), repoMirror(), repoHistory(), repoRollback(), repoWhitelist())
+	cmd.AddCommand(repoCreate(), repoList(), repoInfo(), repoVerify(), repoRemove(), repoGC(), repoMirror(), repoHistory(), repoRollback(), repoRotateKey(), repoWhitelist())
 	return cmd
 }
 
@@ -84,9 +84,14 @@ func repoError(err error) error {
 	)
 	hint := ""
 	var mirror *publish.MirrorError
+	var keyID *publish.KeyIDError
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &keyID):
+		hint = "skimfs repo whitelist show lists the fingerprints; 4 digits or more name one"
+	case errors.Is(err, publish.ErrCurrentRefused):
+		hint = "publish first, or `skimfs repo rotate-key` where a key is to go"
 	case errors.As(err, &mirror):
 		hint = "publish at its origin; `skimfs repo mirror` brings it here"
 	case errors.As(err, &key):
@@ -410,63 +415,6 @@ func repoWhitelist() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(whitelistSign(), whitelistShow())
-	return cmd
-}
-
-func whitelistSign() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:     "sign DIR",
-		Short:   "Sign the whitelist anew with the master key",
-		Long:    "Sign the whitelist anew, for 30 days from now. It lists the signing key at hand beside those it had; what it revokes stays revoked." + exitRepoText,
-		Example: "  skimfs repo whitelist sign /srv/images\n  skimfs repo whitelist sign /srv/images --keys /media/usb/keys",
-		Args:    cobra.ExactArgs(1),
-	}
-	keys := publisherKeys(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		r, err := openRepo(cmd, args[0], *keys)
-		if err != nil {
-			return err
-		}
-		if err := r.SignWhitelist(cmd.Context()); err != nil {
-			return repoError(err)
-		}
-		fmt.Fprintf(cmd.OutOrStdout(), "whitelist of %s signed, until %s\n", r.Name(), r.Whitelist().Expires.Format(time.RFC3339))
-		return nil
-	}
-	return cmd
-}
-
-func whitelistShow() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:     "show DIR",
-		Short:   "Show the whitelist",
-		Long:    "Show which keys may publish, until when, and what is revoked. Keys are shown by the fingerprints that people compare." + exitRepoText,
-		Example: "  skimfs repo whitelist show /srv/images",
-		Args:    cobra.ExactArgs(1),
-	}
-	keys := publisherKeys(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		r, err := openRepo(cmd, args[0], *keys)
-		if err != nil {
-			return err
-		}
-		w := r.Whitelist()
-		out := cmd.OutOrStdout()
-		fmt.Fprintf(out, "repository %s\nsigned     %s\nexpires    %s\n", w.Name, w.Time.Format(time.RFC3339), w.Expires.Format(time.RFC3339))
-		for _, k := range w.Keys {
-			fmt.Fprintf(out, "key        %s\n", index.KeyID(k))
-		}
-		for _, k := range w.RevokedKeys {
-			fmt.Fprintf(out, "revoked    key %s\n", index.KeyID(k))
-		}
-		for _, d := range w.RevokedRoots {
-			fmt.Fprintf(out, "revoked    root %v\n", d)
-		}
-		if w.MinimumRevision > 0 {
-			fmt.Fprintf(out, "revoked    revisions below %d\n", w.MinimumRevision)
-		}
-		return nil
-	}
 	return cmd
 }
 

@@ -268,6 +268,12 @@ func (c *Client) Reload(ctx context.Context) (*ReloadReply, error) {
 	return r, c.do(ctx, http.MethodPost, "/v1/reload", nil, r)
 }
 
+// Release ends a lease: mounts that nobody else needs are detached.
+func (c *Client) Release(ctx context.Context, lease string) (*ReleaseReply, error) {
+	r := &ReleaseReply{}
+	return r, c.do(ctx, http.MethodDelete, "/v1/leases?"+url.Values{"lease": {lease}}.Encode(), nil, r)
+}
+
 // WaitGone returns when nothing is mounted at target any more.
 func (c *Client) WaitGone(ctx context.Context, target string) error {
 	return c.do(ctx, http.MethodGet, "/v1/mounts/wait?"+url.Values{"target": {target}}.Encode(), nil, nil)

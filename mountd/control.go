@@ -18,11 +18,13 @@ import (
 
 // MountRequest asks for a mount.
 type MountRequest struct {
-	Source  string  `json:"source"`
-	Target  string  `json:"target"` // absolute, without symlinks: see CheckTarget
-	Options Options `json:"options"`
-	Quota   int64   `json:"quota,omitempty"`   // bytes; refused unless the cache has this limit
-	Remount bool    `json:"remount,omitempty"` // change the options of what is mounted, and look for a new revision
+	Source    string        `json:"source"`
+	Target    string        `json:"target"` // absolute, without symlinks: see CheckTarget
+	Options   Options       `json:"options"`
+	Quota     int64         `json:"quota,omitempty"`      // bytes; refused unless the cache has this limit
+	Lease     string        `json:"lease,omitempty"`      // the mount lasts as long as its leases, or until it is unmounted
+	LeaseTime time.Duration `json:"lease_time,omitempty"` // in ns: DefaultLease
+	Remount   bool          `json:"remount,omitempty"`    // change the options of what is mounted, and look for a new revision
 }
 
 // MountReply tells of a mount made, or found.
@@ -55,7 +57,7 @@ func (d *Daemon) server() *http.Server {
 	mux := http.NewServeMux()
 	for pattern, h := range map[string]func(http.ResponseWriter, *http.Request) (any, error){
 		"POST /v1/mounts": d.postMount, "DELETE /v1/mounts": d.deleteMount, "GET /v1/mounts": d.getMounts, "GET /v1/mounts/wait": d.waitMount,
-		"POST /v1/mounts/refresh": d.refreshMount, "POST /v1/reload": d.postReload,
+		"POST /v1/mounts/refresh": d.refreshMount, "POST /v1/reload": d.postReload, "DELETE /v1/leases": d.deleteLease,
 		"GET /v1/status": d.getStatus, "GET /v1/ls": d.getList, "GET /v1/stat": d.getStat, "GET /v1/cat": d.getContent,
 		"PUT /v1/cache": d.putCache, "GET /metrics": d.getMetrics,
 	} {

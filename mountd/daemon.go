@@ -184,6 +184,7 @@ func (d *Daemon) serve(ready func()) error {
 	failed := make(chan error, 1)
 	d.wg.Go(func() { failed <- server.Serve(listener) })
 	d.wg.Go(d.reloadOnSignal)
+	d.wg.Go(d.sweep)
 	d.wg.Go(func() { watchdog(d.ctx, d.log, d.alive) })
 	d.log.Info("daemon ready", "cache", d.place.cache, "socket", d.place.socket(), "mounts", len(d.mounts))
 	notifyReady(d.log, len(d.mounts))

@@ -32,6 +32,7 @@
 //	GET    /v1/mounts/wait?target=            answers when it is unmounted
 //	POST   /v1/mounts/refresh?target=         look for a new revision now → MountStatus
 //	POST   /v1/reload                         read the configuration again → ReloadReply
+//	DELETE /v1/leases?lease=                  end a lease → ReleaseReply
 //	GET    /v1/status                         Status
 //	GET    /v1/ls?source=&path=&options=      ListReply; options: Options as JSON
 //	GET    /v1/stat?source=&path=&follow=true FileInfo

@@ -144,6 +144,9 @@ func (d *Daemon) switchTo(ctx context.Context, m *mount, core *fusefs.Core, rev 
 	}
 	metricRevisionSwitches.Inc()
 	d.log.Info("switched to a new revision", "target", m.record.Target, "repository", rev.name, "from", m.shown.Load().revision, "revision", rev.Revision)
+	now := *m.shown.Load()
+	now.revision, now.root, now.ttl = rev.Revision, rev.Root, rev.TTL
+	m.shown.Store(&now)
 	// Recorded for a daemon that comes after a crash.
 	unlock, err := d.targets.lock(ctx, m.record.Target)
 	if err != nil {
@@ -153,9 +156,7 @@ func (d *Daemon) switchTo(ctx context.Context, m *mount, core *fusefs.Core, rev 
 	if m.done() {
 		return nil
 	}
-	r := m.current()
-	r.Revision, r.Root, r.TTL = rev.Revision, rev.Root, rev.TTL
-	if err := d.saveRecord(r); err != nil {
+	if err := d.save(m); err != nil {
 		d.log.Warn("recording a new revision", "target", m.record.Target, "err", err)
 	}
 	return nil

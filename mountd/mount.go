@@ -22,18 +22,20 @@ import (
 
 // mountRecord is what the cache's state says of a mount: enough to mount the same again without asking anyone.
 type mountRecord struct {
-	Source     string           `json:"source"`
-	Target     string           `json:"target"`
-	Options    Options          `json:"options"`
-	Given      Options          `json:"given"` // of these, what was asked for
-	Repository string           `json:"repository"`
-	Revision   uint64           `json:"revision"`
-	Root       index.CatalogRef `json:"root"`          // of the repository's name tree
-	Image      index.CatalogRef `json:"image"`         // of the image; zero for a mount of the name tree
-	Directory  uint32           `json:"directory"`     // its number in the image or the name tree
-	TTL        time.Duration    `json:"ttl"`           // of the manifest
-	Dev        string           `json:"dev,omitempty"` // major:minor once mounted
-	Offline    bool             `json:"offline,omitempty"`
+	Source     string               `json:"source"`
+	Target     string               `json:"target"`
+	Options    Options              `json:"options"`
+	Given      Options              `json:"given"` // of these, what was asked for
+	Leases     map[string]time.Time `json:"leases,omitempty"`
+	Leased     bool                 `json:"leased,omitempty"` // nobody needs it but the leases
+	Repository string               `json:"repository"`
+	Revision   uint64               `json:"revision"`
+	Root       index.CatalogRef     `json:"root"`          // of the repository's name tree
+	Image      index.CatalogRef     `json:"image"`         // of the image; zero for a mount of the name tree
+	Directory  uint32               `json:"directory"`     // its number in the image or the name tree
+	TTL        time.Duration        `json:"ttl"`           // of the manifest
+	Dev        string               `json:"dev,omitempty"` // major:minor once mounted
+	Offline    bool                 `json:"offline,omitempty"`
 }
 
 const mountState = "mount/"
@@ -52,6 +54,8 @@ type mount struct {
 	lost    atomic.Pointer[string]
 	dev     atomic.Pointer[string] // major:minor, once it is known
 	shown   atomic.Pointer[shown]
+	held    atomic.Pointer[holders]
+	saving  sync.Mutex           // held while the record is written
 	live    atomic.Pointer[live] // the record's, as remounts and reloads have changed them
 	check   chan chan<- error    // asks for a look at the current revision
 
@@ -73,6 +77,9 @@ func (m *mount) status() MountStatus {
 	}
 	if !r.Image.Digest.IsZero() {
 		s.Kind, s.Image = "image", r.Image.Digest.String()
+	}
+	if h := m.held.Load(); h != nil {
+		s.Leases = h.status()
 	}
 	if why := m.lost.Load(); why != nil {
 		s.State, s.Error = "lost", *why
@@ -121,7 +128,7 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 	if req.Options, err = d.effective(src, given); err != nil {
 		return nil, err
 	}
-	if err := req.Options.check(); err != nil {
+	if err := errors.Join(req.Options.check(), checkLease(req.Lease, req.LeaseTime)); err != nil {
 		return nil, err
 	}
 	if limit := d.db.Limit(); req.Quota > 0 && req.Quota != limit {
@@ -143,6 +150,9 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 			}
 			return nil, problem(Busy, "target %q is busy: %s is mounted there", req.Target, what)
 		}
+		if err := d.lease(old, req); err != nil {
+			return nil, err
+		}
 		return &MountReply{MountStatus: old.status(), Already: true}, nil
 	}
 	if err := d.checkPlace(req.Target); err != nil {
@@ -160,7 +170,8 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 		d.origins.release(g)
 		return nil, err
 	}
-	record.Given = given
+	first := holders{}.with(req)
+	record.Given, record.Leases, record.Leased = given, first.leases, !first.stay
 	m, err := d.attach(ctx, g, record, false)
 	if err != nil {
 		d.origins.release(g)
@@ -267,6 +278,7 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known boo
 	m := &mount{id: d.lastID.Add(1), record: r, begun: time.Now(), metrics: metrics.NewSet(), release: release, gone: make(chan struct{}),
 		check: make(chan chan<- error)}
 	m.live.Store(&live{r.Options, r.Given})
+	m.held.Store(&holders{r.Leases, !r.Leased})
 	m.shown.Store(&shown{revision: r.Revision, root: r.Root, ttl: r.TTL, since: m.begun, offline: r.Offline, checked: checkedAt(r, known)})
 	background, cancel := context.WithCancel(d.ctx)
 	m.cancel = cancel
@@ -396,13 +408,20 @@ func (m *mount) current() mountRecord {
 	if o := m.live.Load(); o != nil {
 		r.Options, r.Given = o.now, o.given
 	}
+	if h := m.held.Load(); h != nil {
+		r.Leases, r.Leased = h.leases, !h.stay
+	}
 	if dev := m.dev.Load(); dev != nil {
 		r.Dev = *dev
 	}
 	return r
 }
 
-func (d *Daemon) save(m *mount) error { return d.saveRecord(m.current()) }
+func (d *Daemon) save(m *mount) error {
+	m.saving.Lock()
+	defer m.saving.Unlock()
+	return d.saveRecord(m.current())
+}
 
 func (d *Daemon) saveRecord(r mountRecord) error {
 	b, err := json.Marshal(r)
@@ -565,6 +584,11 @@ func (d *Daemon) unmount(ctx context.Context, target string, lazy bool) error {
 		return err
 	}
 	defer unlock()
+	return d.unmountLocked(target, lazy)
+}
+
+// unmountLocked is unmount by a caller that holds the target's lock.
+func (d *Daemon) unmountLocked(target string, lazy bool) error {
 	d.mu.Lock()
 	m := d.mounts[target]
 	d.mu.Unlock()

@@ -51,6 +51,7 @@ func (d *Daemon) restoreOne(r mountRecord) {
 	waiting, stop := context.WithCancel(d.ctx)
 	lost := &mount{id: d.lastID.Add(1), record: r, begun: time.Now(), metrics: metrics.NewSet(), release: release, gone: make(chan struct{}), cancel: stop}
 	lost.lost.Store(&why)
+	lost.held.Store(&holders{r.Leases, !r.Leased})
 	d.mu.Lock()
 	d.mounts[r.Target] = lost
 	d.mu.Unlock()

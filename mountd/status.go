@@ -61,24 +61,25 @@ type OriginStatus struct {
 
 // MountStatus tells of a mount.
 type MountStatus struct {
-	ID         int64     `json:"id"` // in this daemon's life: the label "mount" of metrics
-	Source     string    `json:"source"`
-	Target     string    `json:"target"`
-	State      string    `json:"state"`           // "mounted", or "lost": it waits to be mounted again
-	Error      string    `json:"error,omitempty"` // why it is lost
-	Kind       string    `json:"kind"`            // "image" or "repository"
-	Repository string    `json:"repository"`
-	Revision   uint64    `json:"revision"`
-	Root       string    `json:"root"`               // digest of the repository's root catalog
-	Image      string    `json:"image,omitempty"`    // digest of the image's root catalog
-	Manifest   string    `json:"manifest,omitempty"` // digest of the OCI image manifest
-	Platform   string    `json:"platform,omitempty"`
-	Mounted    time.Time `json:"mounted"`
-	Offline    bool      `json:"offline"`               // no server answered at mount time, or at the last check
-	Since      time.Time `json:"since"`                 // shows this revision since
-	Follows    bool      `json:"follows"`               // shows new revisions as they come: a repository that isn't pinned
-	Checked    time.Time `json:"checked,omitzero"`      // when a server last said that there is none newer
-	CheckError string    `json:"check_error,omitempty"` // why the last check failed
+	ID         int64         `json:"id"` // in this daemon's life: the label "mount" of metrics
+	Source     string        `json:"source"`
+	Target     string        `json:"target"`
+	State      string        `json:"state"`           // "mounted", or "lost": it waits to be mounted again
+	Error      string        `json:"error,omitempty"` // why it is lost
+	Kind       string        `json:"kind"`            // "image" or "repository"
+	Repository string        `json:"repository"`
+	Revision   uint64        `json:"revision"`
+	Root       string        `json:"root"`               // digest of the repository's root catalog
+	Image      string        `json:"image,omitempty"`    // digest of the image's root catalog
+	Manifest   string        `json:"manifest,omitempty"` // digest of the OCI image manifest
+	Platform   string        `json:"platform,omitempty"`
+	Mounted    time.Time     `json:"mounted"`
+	Offline    bool          `json:"offline"` // no server answered at mount time, or at the last check
+	Leases     []LeaseStatus `json:"leases,omitempty"`
+	Since      time.Time     `json:"since"`                 // shows this revision since
+	Follows    bool          `json:"follows"`               // shows new revisions as they come: a repository that isn't pinned
+	Checked    time.Time     `json:"checked,omitzero"`      // when a server last said that there is none newer
+	CheckError string        `json:"check_error,omitempty"` // why the last check failed
 
 	Standing StandingStatus `json:"standing"` // of the repository with its servers, now
 

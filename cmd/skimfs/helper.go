@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/skimfs/skimfs/index"
 	"github.com/skimfs/skimfs/mountd"
@@ -131,7 +132,7 @@ func helper(ctx context.Context, args []string, stdout, stderr io.Writer) error 
 	if _, err := mountd.ParseSource(c.source); err != nil {
 		return &statusError{status: exitMountUsage, hint: "a source is NAME[/PATH] or URL[#PATH]", err: err}
 	}
-	reply, target, err := mount(ctx, c.source, c.target, o, c.dry)
+	reply, target, err := mount(ctx, c.source, c.target, o, c.dry, "", 0)
 	if err != nil {
 		return err
 	}
@@ -149,7 +150,7 @@ func helper(ctx context.Context, args []string, stdout, stderr io.Writer) error 
 }
 
 // mount checks the target and asks the daemon, or with dry only checks.
-func mount(ctx context.Context, source, name string, o mountOptions, dry bool) (*mountd.MountReply, string, error) {
+func mount(ctx context.Context, source, name string, o mountOptions, dry bool, lease string, leaseTime time.Duration) (*mountd.MountReply, string, error) {
 	a := about{source: source, target: name}
 	target, err := mountd.CheckTarget(name)
 	if err != nil {
@@ -166,6 +167,6 @@ func mount(ctx context.Context, source, name string, o mountOptions, dry bool) (
 	if err != nil {
 		return nil, target, mountFormError(err, a)
 	}
-	reply, err := c.Mount(ctx, mountd.MountRequest{Source: source, Target: target, Options: o.Options, Quota: o.quota, Remount: o.remount})
+	reply, err := c.Mount(ctx, mountd.MountRequest{Source: source, Target: target, Options: o.Options, Quota: o.quota, Remount: o.remount, Lease: lease, LeaseTime: leaseTime})
 	return reply, target, mountFormError(err, a)
 }

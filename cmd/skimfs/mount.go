@@ -28,6 +28,10 @@ Options for -o (default):
 		Annotations: map[string]string{mountForm: "yes"},
 	}
 	lists := cmd.Flags().StringArrayP("options", "o", nil, "mount options `k=v,…`, listed above")
+	var lease string
+	var leaseTime time.Duration
+	cmd.Flags().StringVar(&lease, "lease", "", "the mount lasts until this lease, and all others on it, are released; a `name` such as a job's number")
+	cmd.Flags().DurationVar(&leaseTime, "lease-time", mountd.DefaultLease, "after this time a lease that nobody released or renewed is over")
 	cmd.Flags().BoolVarP(&foreground, "foreground", "f", false, "stay until it is unmounted; unmount on SIGINT and SIGTERM")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		o, err := parseOptions(*lists)
@@ -38,7 +42,7 @@ Options for -o (default):
 		if _, err := mountd.ParseSource(args[0]); err != nil {
 			return usage(cmd, err)
 		}
-		reply, target, err := mount(cmd.Context(), args[0], args[1], o, false)
+		reply, target, err := mount(cmd.Context(), args[0], args[1], o, false, lease, leaseTime)
 		if err != nil {
 			return err
 		}

@@ -1,3 +1,7 @@
+//go:build !race
+
+// The race detector allocates, and drops what pools keep.
+
 package fusefs_test
 
 import (

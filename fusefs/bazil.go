@@ -31,10 +31,11 @@ type server struct {
 	cancel  context.CancelFunc
 	readers sync.WaitGroup
 	later   sync.WaitGroup
+	follow  bool // as in Options
 }
 
-func newServer(core *Core, conn *fuse.Conn, readers int) *server {
-	s := &server{core: core, conn: conn}
+func newServer(core *Core, conn *fuse.Conn, readers int, follow bool) *server {
+	s := &server{core: core, conn: conn, follow: follow}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if readers <= 0 {
 		readers = min(max(runtime.NumCPU(), fewestReaders), mostReaders)
@@ -57,10 +58,15 @@ func (s *server) wait() {
 func (s *server) serve() {
 	debug.SetPanicOnFault(true)
 	scratch := make([]byte, scratchSize)
+	var client *follower
+	if s.follow {
+		client = newFollower()
+	}
 	for odd := 0; odd < maxOddReads; {
 		req, err := s.conn.ReadRequest()
 		if err == nil {
 			odd = 0
+			client.note(req.Hdr().Pid)
 			s.handle(req, scratch)
 			continue
 		}

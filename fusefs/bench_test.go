@@ -3,6 +3,7 @@ package fusefs_test
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/skimfs/skimfs/fusefs"
 	"github.com/skimfs/skimfs/index"
@@ -40,26 +41,34 @@ func BenchmarkLookup(b *testing.B) {
 	})
 }
 
-// benchMounted runs a script once for each fresh mount and reports the time of one file.
-func benchMounted(b *testing.B, script string) {
+// benchMounted runs a script once for each fresh mount, with readers where the scheduler puts them and with readers that follow the
+// client, in turn, and reports the time of one file.
+func benchMounted(b *testing.B, files int, script string) {
 	s, ref := newWide(b)
 	tree := s.tree(b, ref.Catalog)
-	b.ReportAllocs()
+	var seconds [2]float64
 	for b.Loop() {
-		b.StopTimer()
-		c, _ := s.newCore(b, fusefs.Config{Tree: tree})
-		if err := c.Prepare(b.Context()); err != nil {
-			b.Fatal(err)
+		for follow := range seconds {
+			c, _ := s.newCore(b, fusefs.Config{Tree: tree})
+			if err := c.Prepare(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+			dir := mountWith(b, c, fusefs.Options{FollowClient: follow == 1})
+			start := time.Now()
+			sh(b, script, dir)
+			seconds[follow] += time.Since(start).Seconds()
 		}
-		dir := mount(b, c)
-		b.StartTimer()
-		sh(b, script, dir)
 	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/benchFiles, "ns/file")
+	b.ReportMetric(seconds[0]*1e9/float64(b.N)/float64(files), "ns/file")
+	b.ReportMetric(seconds[1]*1e9/float64(b.N)/float64(files), "following-ns/file")
 }
 
-func BenchmarkMountedFind(b *testing.B) { benchMounted(b, `find $1 -printf %s >/dev/null`) }
+func BenchmarkMountedFind(b *testing.B) { benchMounted(b, benchFiles, `find $1 -printf %s >/dev/null`) }
 
 func BenchmarkMountedCat(b *testing.B) {
-	benchMounted(b, `find $1 -type f -print0 | xargs -0 -n 5000 cat >/dev/null`)
+	benchMounted(b, benchFiles/10, `find $1/dir-0* -type f -print0 | xargs -0 -n 5000 cat >/dev/null`)
+}
+
+func BenchmarkMountedCat8(b *testing.B) {
+	benchMounted(b, benchFiles/10, `find $1/dir-0* -type f -print0 | xargs -0 -n 500 -P 8 cat >/dev/null`)
 }

@@ -21,6 +21,8 @@ type Options struct {
 	AllowOther bool
 	// Readers is the number of goroutines that read requests; 0 is one for each CPU, 2 to 8.
 	Readers int
+	// FollowClient keeps the readers on the CPU of the thread whose requests they read.
+	FollowClient bool
 }
 
 const (
@@ -62,7 +64,7 @@ func Mount(core *Core, target string, o Options) (*Mounted, error) {
 		return nil, fmt.Errorf("mounting on %s: %w", target, err)
 	}
 	m := &Mounted{core: core, target: target, done: make(chan struct{})}
-	s := newServer(core, conn, o.Readers)
+	s := newServer(core, conn, o.Readers, o.FollowClient)
 	go func() {
 		defer close(m.done)
 		s.wait()

@@ -28,6 +28,12 @@ func poll(t testing.TB, what string, ok func() bool) {
 // mount mounts a Core for the time of the test and returns the mountpoint.
 func mount(t testing.TB, c *fusefs.Core) string {
 	t.Helper()
+	return mountWith(t, c, fusefs.Options{})
+}
+
+// mountWith is mount with options.
+func mountWith(t testing.TB, c *fusefs.Core, o fusefs.Options) string {
+	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Fatal("these tests need FUSE: ", err)
 	}
@@ -39,7 +45,8 @@ func mount(t testing.TB, c *fusefs.Core) string {
 	if err := os.Chmod(dir, 0o755); err != nil { // other users come too
 		t.Fatal(err)
 	}
-	m, err := fusefs.Mount(c, dir, fusefs.Options{AllowOther: true, Source: "test"})
+	o.AllowOther, o.Source = true, "test"
+	m, err := fusefs.Mount(c, dir, o)
 	if err != nil {
 		t.Fatal(err)
 	}

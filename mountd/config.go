@@ -42,6 +42,7 @@ type Options struct {
 	GIDMap        *IDMap        `json:"gid_map,omitempty"`        // changes groups; not with GID
 	WorldReadable bool          `json:"world_readable,omitempty"` // everybody may read everything
 	SqfsAlias     bool          `json:"sqfs_alias,omitempty"`     // show each image of a repository under its name with .sqfs, too
+	FollowClient  bool          `json:"follow_client,omitempty"`  // read requests on the CPU of who makes them
 }
 
 const (

@@ -317,7 +317,9 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known boo
 		return nil, err
 	}
 	if d.ctx.Err() == nil {
-		m.fuse, err = fusefs.Mount(core, r.Target, fusefs.Options{Source: r.Source, AllowOther: r.Options.AllowOther || os.Geteuid() == 0})
+		m.fuse, err = fusefs.Mount(core, r.Target, fusefs.Options{
+			Source: r.Source, AllowOther: r.Options.AllowOther || os.Geteuid() == 0, FollowClient: r.Options.FollowClient,
+		})
 	} else {
 		err = problem(Stopping, "the daemon is about to end")
 	}

@@ -68,6 +68,10 @@ var options = []option{
 		o.AllowOther = true
 		return nil
 	}},
+	{"follow_client", "", "off", "read requests on the CPU of who makes them: for virtual machines and programs that read one file after the other", false, func(o *mountOptions, _ string) error {
+		o.FollowClient = true
+		return nil
+	}},
 	{"uid", "N", "root: the image's, user: own", "owner of all files", false, func(o *mountOptions, v string) (err error) {
 		o.UID, err = parseID(v)
 		return err

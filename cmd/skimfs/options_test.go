@@ -19,6 +19,7 @@ func TestParseOptions(t *testing.T) {
 		{"none", nil, mountOptions{}},
 		{"several in a list and several lists", []string{"ro,uid=0,gid=7", "allow_other"},
 			mountOptions{Options: mountd.Options{UID: id(0), GID: id(7), AllowOther: true}}},
+		{"following the client", []string{"follow_client"}, mountOptions{Options: mountd.Options{FollowClient: true}}},
 		{"a proxy list keeps its signs", []string{"proxy=http://a:3128|http://b;DIRECT"}, mountOptions{Options: mountd.Options{Proxy: "http://a:3128|http://b;DIRECT"}}},
 		{"servers are separated by semicolons", []string{"server=http://a; http://b/x;"}, mountOptions{Options: mountd.Options{Servers: []string{"http://a", "http://b/x"}}}},
 		{"a comma in a value is written with a backslash", []string{`cache=/a\,b`}, mountOptions{cache: "/a,b"}},

@@ -57,8 +57,10 @@ type Config struct {
 	SqfsAlias bool
 	// NoXattrs switches extended attributes off for the whole mount.
 	NoXattrs bool
-	// Magic, if set, answers extended attributes of the mounted directory that the image doesn't have. They are not listed.
+	// Magic, if set, answers extended attributes of the mounted directory that the image doesn't have.
 	Magic func(name string) (value []byte, ok bool)
+	// MagicNames, if set, says which of them a listing shows.
+	MagicNames func() []string
 	// Log takes failures; nil is slog.Default().
 	Log *slog.Logger
 	// Metrics is where the mount counts; nil is a set of its own.

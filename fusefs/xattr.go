@@ -31,7 +31,7 @@ func (c *Core) Getxattr(id NodeID, name string) ([]byte, error) {
 			return value, nil
 		}
 	}
-	return nil, errNoAttr
+	return c.magic(at, cat, &n, name)
 }
 
 // Listxattr appends the names of a node's extended attributes to buf, each with a zero byte at its end.
@@ -44,8 +44,16 @@ func (c *Core) Listxattr(id NodeID, buf []byte) ([]byte, error) {
 		return nil, err
 	}
 	cat, n, err := at.pos.Node()
-	if err != nil || n.Xattrs == 0 {
+	if err != nil {
 		return buf, err
+	}
+	if id == RootID && c.cfg.MagicNames != nil {
+		for _, name := range c.cfg.MagicNames() {
+			buf = append(append(buf, name...), 0)
+		}
+	}
+	if n.Xattrs == 0 {
+		return buf, nil
 	}
 	err = cat.EachXattr(n.Xattrs, func(name, _ []byte) bool {
 		if !hidden(string(name)) {

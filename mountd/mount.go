@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -42,22 +41,24 @@ const mountState = "mount/"
 
 // mount is a mount's life. fuse is nil while it is lost: recorded, and waiting to be mounted again.
 type mount struct {
-	id      int64 // in this daemon's life
-	record  mountRecord
-	begun   time.Time
-	tree    *index.Tree
-	fuse    *fusefs.Mounted
-	chunks  *chunks
-	metrics *metrics.Set
-	cancel  context.CancelFunc // ends what the mount does in the background
-	release func()             // lets the daemon end
-	lost    atomic.Pointer[string]
-	dev     atomic.Pointer[string] // major:minor, once it is known
-	shown   atomic.Pointer[shown]
-	held    atomic.Pointer[holders]
-	saving  sync.Mutex           // held while the record is written
-	live    atomic.Pointer[live] // the record's, as remounts and reloads have changed them
-	check   chan chan<- error    // asks for a look at the current revision
+	id          int64 // in this daemon's life
+	record      mountRecord
+	begun       time.Time
+	tree        *index.Tree
+	fuse        *fusefs.Mounted
+	chunks      *chunks
+	metrics     *metrics.Set
+	cancel      context.CancelFunc // ends what the mount does in the background
+	release     func()             // lets the daemon end
+	lost        atomic.Pointer[string]
+	dev         atomic.Pointer[string] // major:minor, once it is known
+	shown       atomic.Pointer[shown]
+	held        atomic.Pointer[holders]
+	saving      sync.Mutex           // held while the record is written
+	live        atomic.Pointer[live] // the record's, as remounts and reloads have changed them
+	version     string
+	daemonBegun time.Time
+	check       chan chan<- error // asks for a look at the current revision
 
 	following sync.WaitGroup
 	gone      chan struct{} // closed when it is unmounted
@@ -276,7 +277,7 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known boo
 		return nil, problem(Stopping, "the daemon is about to end")
 	}
 	m := &mount{id: d.lastID.Add(1), record: r, begun: time.Now(), metrics: metrics.NewSet(), release: release, gone: make(chan struct{}),
-		check: make(chan chan<- error)}
+		check: make(chan chan<- error), version: d.cfg.Version, daemonBegun: d.begun}
 	m.live.Store(&live{r.Options, r.Given})
 	m.held.Store(&holders{r.Leases, !r.Leased})
 	m.shown.Store(&shown{revision: r.Revision, root: r.Root, ttl: r.TTL, since: m.begun, offline: r.Offline, checked: checkedAt(r, known)})
@@ -306,7 +307,7 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known boo
 	core, err := fusefs.New(fusefs.Config{
 		Tree: m.tree, Root: r.Directory, Chunks: m.chunks, Catalogs: m.chunks.catalog, Deadline: r.Options.deadline(), Owner: owner(r.Options),
 		MapUID: r.Options.UIDMap.mapper(), MapGID: r.Options.GIDMap.mapper(), WorldReadable: r.Options.WorldReadable,
-		TTL: namesValid(r.Options.ttl(r.TTL)), SqfsAlias: r.Options.SqfsAlias, Magic: m.magic, Log: d.log.With("mount", r.Target), Metrics: m.metrics, Labels: fmt.Sprintf("mount=\"%d\"", m.id),
+		TTL: namesValid(r.Options.ttl(r.TTL)), SqfsAlias: r.Options.SqfsAlias, Magic: m.magic, MagicNames: m.magicNames, Log: d.log.With("mount", r.Target), Metrics: m.metrics, Labels: fmt.Sprintf("mount=\"%d\"", m.id),
 	})
 	if err != nil {
 		return nil, err
@@ -559,24 +560,6 @@ func mountError(target string, err error) error {
 		}
 	}
 	return err
-}
-
-// magic answers extended attributes of the mounted directory that tell of the mount.
-func (m *mount) magic(name string) ([]byte, bool) {
-	r, now := &m.record, m.shown.Load()
-	switch name {
-	case "user.skimfs.repository":
-		return []byte(r.Repository), true
-	case "user.skimfs.revision":
-		return strconv.AppendUint(nil, now.revision, 10), true
-	case "user.skimfs.root":
-		return []byte(now.root.Digest.String()), true
-	case "user.skimfs.image":
-		return []byte(r.Image.Digest.String()), !r.Image.Digest.IsZero()
-	case "user.skimfs.pid":
-		return strconv.AppendInt(nil, int64(os.Getpid()), 10), true
-	}
-	return nil, false
 }
 
 // unmount removes the mount at target. With lazy it disappears at once and ends when its last user leaves.

@@ -379,3 +379,40 @@ func TestP04NodesFollowARollback(t *testing.T) {
 		t.Errorf("to nowhere: status %d, %q", got.status, got.stderr)
 	}
 }
+
+// N18 N19 N22: what a mount tells of itself.
+func TestN18AMountTellsOfItself(t *testing.T) {
+	t.Parallel()
+	w := published(t)
+	s, n := serveWorld(t, w), newNode(t, w)
+	repo, image := n.target("repo"), n.target("image")
+	n.ok("mount", testName, repo, "-o", "server="+s.URL)
+	n.ok("mount", s.image(), image)
+	n.read(filepath.Join(image, "big"))
+	get := func(at, name string) string {
+		return n.sh(`getfattr --only-values -n "user.skimfs.$2" "$1" 2>/dev/null`, at, name).stdout
+	}
+	for name, want := range map[string]string{
+		"repository": testName, "revision": "3", "pid": strconv.Itoa(n.status().PID), "host": s.URL, "host_list": s.URL, "proxy": "DIRECT", "proxy_list": "DIRECT",
+		"uptime": "0", "nioerr": "0", "ndownload": "0", "hitrate": "n/a", "expires": "3", "source": testName, "nothing": "", "image": "",
+	} {
+		if got := get(repo, name); got != want {
+			t.Errorf("the repository's %s is %q, want %q", name, got, want)
+		}
+	}
+	for name, want := range map[string]string{"expires": "never (fixed root catalog)", "ndownload": "4", "rx": "3222", "image": n.status().Mounts[0].Image} {
+		if got := get(image, name); got != want {
+			t.Errorf("the image's %s is %q, want %q", name, got, want)
+		}
+	}
+	if got := strings.Count(get(filepath.Join(image, "big"), "chunk_list"), "\n"); got != 4 || get(filepath.Join(image, "big"), "chunks") != "4" {
+		t.Errorf("big has %d lines of chunks", got)
+	}
+	if got := n.sh(`getfattr -d -m - "$1"; getfattr -R -d -m skimfs "$2"`, repo, image).stdout; strings.Count(got, "user.skimfs.") < 12 || strings.Contains(got, image) {
+		t.Errorf("listed: %s", got)
+	}
+	// Blocks of all files, and what the image and its furniture have in entries.
+	if got := n.sh(`stat -f -c '%b %S %c' "$1"`, image).stdout; !strings.HasPrefix(got, "807 4096 ") {
+		t.Errorf("statfs says %q", got)
+	}
+}

@@ -14,8 +14,8 @@
 // A converted layer is remembered by its diff_id below .publish/layers and not read again while its objects are there.
 //
 // What is promised: digests of blobs, diff_ids and configs are checked before anything refers to them. Objects are on disk before a
-// manifest that needs them replaces the one before, so a publish may be killed at any time. One process writes at a time; others
-// wait. Equal images give equal catalogs. Numbers in the name tree are never used twice.
+// manifest that needs them replaces the one before, so a publish may be killed at any time. Several
+// processes convert into a repository at a time; they sign one after the other, and GC waits for all of them. Equal images give equal catalogs. Numbers in the name tree are never used twice.
 //
 // What is not: nothing is deleted but by GC, and a name that is published again keeps its former image under .flat until then.
 package publish

@@ -108,6 +108,9 @@ func (c *converter) convertLayer(ctx context.Context, l layerBlob) (*layer, erro
 	if got := blob.digest(); l.digest != (index.Digest{}) && got != l.digest && blob.done {
 		return nil, fmt.Errorf("blob: %w", &index.DigestError{Want: l.digest, Got: got})
 	}
+	if err != nil && blob.done {
+		return nil, &corruptError{err}
+	}
 	if err != nil {
 		return nil, err
 	}

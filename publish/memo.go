@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/gob"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -81,11 +82,16 @@ func (m memo) save(diffID index.Digest, l *layer) error {
 		return fmt.Errorf("remembering layer %v: %w", diffID, err)
 	}
 	// A torn memo is recognised by its sum, so there is no need to wait for the disk.
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, b.Bytes(), 0o644); err != nil {
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	if err != nil {
 		return fmt.Errorf("remembering layer %v: %w", diffID, err)
 	}
-	if err := os.Rename(tmp, path); err != nil {
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(b.Bytes())
+	if err = errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
 		return fmt.Errorf("remembering layer %v: %w", diffID, err)
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/http"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -26,6 +27,8 @@ type Options struct {
 	Progress *Progress // counts along, may be nil
 	// RegistryTimeout is how long a registry may take for a manifest; default DefaultRegistryTimeout.
 	RegistryTimeout time.Duration
+	// Transport carries all requests to registries; default one like net/http's. Whatever it refuses with ErrForbidden is PermissionDenied.
+	Transport http.RoundTripper
 }
 
 // Progress counts what a publish has done so far.
@@ -72,7 +75,7 @@ func (r *Repo) Publish(ctx context.Context, src Source, as string, opt Options) 
 	if opt.Progress == nil {
 		opt.Progress = &Progress{}
 	}
-	want := choice{platform: opt.Platform, explicit: opt.Platform != Platform{}, all: opt.All, timeout: cmp.Or(opt.RegistryTimeout, DefaultRegistryTimeout)}
+	want := choice{platform: opt.Platform, explicit: opt.Platform != Platform{}, all: opt.All, timeout: cmp.Or(opt.RegistryTimeout, DefaultRegistryTimeout), transport: opt.Transport}
 	if !want.explicit {
 		want.platform = HostPlatform()
 	}
@@ -86,15 +89,11 @@ func (r *Repo) Publish(ctx context.Context, src Source, as string, opt Options) 
 	if as == "" {
 		as = name
 	}
-	end, err := r.begin(ctx)
+	end, err := r.join(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	// Refuse before the work, not after it.
-	if _, err := r.authorize(r.now()); err != nil {
-		return nil, err
-	}
 	var done []converted
 	for i, img := range images {
 		c, err := r.convert(ctx, img, opt)
@@ -142,7 +141,8 @@ type converted struct {
 // announce makes a revision with the converted images.
 func (r *Repo) announce(ctx context.Context, done []converted, start time.Time) ([]Result, error) {
 	var results []Result
-	changed, err := r.revise(ctx, func(t *nameTree) error {
+	changed, err := r.reviseShared(ctx, func(t *nameTree) error {
+		results = nil
 		for _, c := range done {
 			slot, err := t.image(c.result.Flat, c.root, c.ref)
 			if err != nil {
@@ -293,12 +293,12 @@ func count(root *index.Entry, info *index.ImageInfo, sizes map[index.Digest]int6
 
 // Remove drops names, and images that no name leads to any more, in one new revision. Their objects stay until a later GC.
 func (r *Repo) Remove(ctx context.Context, names ...string) error {
-	end, err := r.begin(ctx)
+	end, err := r.join(ctx)
 	if err != nil {
 		return err
 	}
 	defer end()
-	_, err = r.revise(ctx, func(t *nameTree) error {
+	_, err = r.reviseShared(ctx, func(t *nameTree) error {
 		_, before := t.names()
 		for _, name := range names {
 			if _, ok := before[name]; !ok {

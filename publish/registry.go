@@ -25,6 +25,8 @@ type registry struct {
 	puller *remote.Puller
 	client *http.Client
 	limit  time.Duration // for a manifest, or to log in
+
+	transport http.RoundTripper
 }
 
 // DefaultRegistryTimeout is how long a registry may take for a manifest, or to log in.
@@ -35,11 +37,11 @@ func openRegistry(ctx context.Context, text string, want choice) ([]*image, stri
 	if err != nil {
 		return nil, "", nil, err
 	}
-	puller, err := remote.NewPuller(remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithUserAgent("skimfs"))
+	puller, err := remote.NewPuller(remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithUserAgent("skimfs"), remote.WithTransport(want.roundTripper(remote.DefaultTransport)))
 	if err != nil {
 		return nil, "", nil, err
 	}
-	b := &registry{repo: ref.Context(), puller: puller, limit: want.timeout}
+	b := &registry{repo: ref.Context(), puller: puller, limit: want.timeout, transport: want.roundTripper(remote.DefaultTransport)}
 	got, err := b.get(ctx, ref)
 	if err != nil {
 		return nil, "", nil, err
@@ -57,7 +59,7 @@ func openRegistry(ctx context.Context, text string, want choice) ([]*image, stri
 
 // get reads a manifest in bounded time: a registry may accept a connection and say nothing.
 func (r *registry) get(ctx context.Context, ref name.Reference) (*remote.Descriptor, error) {
-	limited, cancel := context.WithTimeoutCause(ctx, r.limit, fmt.Errorf("registry %s did not answer within %v", r.repo.RegistryStr(), r.limit))
+	limited, cancel := context.WithTimeoutCause(ctx, r.limit, fmt.Errorf("registry %s did not answer within %v: %w", r.repo.RegistryStr(), r.limit, errSilent))
 	defer cancel()
 	got, err := r.puller.Get(limited, ref)
 	if err != nil && ctx.Err() == nil && limited.Err() != nil {
@@ -74,7 +76,7 @@ func (r *registry) login(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t, err := transport.NewWithContext(ctx, r.repo.Registry, auth, remote.DefaultTransport, []string{r.repo.Scope(transport.PullScope)})
+	t, err := transport.NewWithContext(ctx, r.repo.Registry, auth, r.transport, []string{r.repo.Scope(transport.PullScope)})
 	if err != nil {
 		return err
 	}

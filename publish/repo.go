@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -30,6 +31,8 @@ type Repo struct {
 	store     *store
 	log       *slog.Logger
 	now       func() time.Time
+	waiting   atomic.Bool // it was said that another writes
+	own       string      // path of the mark of this writer
 }
 
 // Config says how a repository is opened.

@@ -10,8 +10,6 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/skimfs/skimfs/index"
 )
 
@@ -21,77 +19,6 @@ const (
 
 	privateDir = ".publish"
 )
-
-// lock waits until no other process writes to the repository, and keeps others waiting until unlock.
-func (r *Repo) lock(ctx context.Context) (unlock func(), err error) {
-	dir := filepath.Join(r.dir, privateDir)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("locking repository: %w", err)
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("locking repository: %w", err)
-	}
-	for waiting := false; ; {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("locking repository %s: %w", r.dir, err)
-		}
-		if !waiting {
-			waiting = true
-			r.log.Info("waiting for another writer", "repository", r.name)
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("waiting for another writer of %s: %w", r.dir, ctx.Err())
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-}
-
-// begin takes the lock and opens the store to write. After a writer that ended without syncing, what is found among the objects is
-// checked before it is used.
-func (r *Repo) begin(ctx context.Context) (end func(), err error) {
-	if err := isMirrorOf(r.dir); err != nil {
-		return nil, err
-	}
-	unlock, err := r.lock(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := r.reload(); err != nil {
-		unlock()
-		return nil, err
-	}
-	if r.store, err = openStore(r.dir); err != nil {
-		unlock()
-		return nil, err
-	}
-	mark := filepath.Join(r.dir, privateDir, "writing")
-	if _, err := os.Stat(mark); err == nil {
-		r.store.doubt = true
-		r.store.dirty.Store(true)
-		if err := r.store.sweep(); err != nil {
-			unlock()
-			return nil, fmt.Errorf("removing temporary files of an interrupted publish: %w", err)
-		}
-	}
-	if err := errors.Join(os.WriteFile(mark, nil, 0o644), syncDir(filepath.Dir(mark))); err != nil {
-		unlock()
-		return nil, fmt.Errorf("beginning to write: %w", err)
-	}
-	return func() {
-		if r.store.sync() == nil {
-			os.Remove(mark)
-		}
-		unlock()
-	}, nil
-}
 
 // revise loads the current name tree, has edit change it, and signs the result as a new revision: objects first and synced, then the
 // revision, then the manifest. Without a change the current manifest stays. The caller holds the lock.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -164,6 +165,8 @@ type choice struct {
 	explicit bool // the user asked for it
 	all      bool
 	timeout  time.Duration // for a registry's manifest
+	// transport to the registry; nil: ggcr's
+	transport http.RoundTripper
 }
 
 // follow reads the manifest that a descriptor names and picks from it.
@@ -194,9 +197,9 @@ func pick(ctx context.Context, b blobs, data []byte, mediaType types.MediaType, 
 	}
 	switch {
 	case mediaType.IsSchema1() || head.MediaType.IsSchema1():
-		return nil, fmt.Errorf("image manifest: schema 1 is not supported")
+		return nil, fmt.Errorf("image manifest: schema 1: %w", errUnsupported)
 	case len(head.Manifests) == 0 && head.Config.Size == 0:
-		return nil, fmt.Errorf("image manifest: neither an image manifest nor an image index")
+		return nil, fmt.Errorf("image manifest: neither an image manifest nor an image index: %w", errUnsupported)
 	case len(head.Manifests) == 0:
 		i, err := readImage(ctx, b, data)
 		if err != nil {
@@ -276,7 +279,7 @@ func readImage(ctx context.Context, b blobs, manifest []byte) (*image, error) {
 			return nil, err
 		}
 		if !l.MediaType.IsLayer() && !strings.HasSuffix(string(l.MediaType), "+zstd") {
-			return nil, fmt.Errorf("layer %v: media type %q is no layer's", digest, l.MediaType)
+			return nil, fmt.Errorf("layer %v: media type %q is no layer's: %w", digest, l.MediaType, errUnsupported)
 		}
 		open := func(ctx context.Context) (io.ReadCloser, error) { return b.open(ctx, digest, l.Size) }
 		i.layers = append(i.layers, layerBlob{digest: digest, diffID: diffID, size: l.Size, open: open})

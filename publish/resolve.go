@@ -1,0 +1,101 @@
+package publish
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/skimfs/skimfs/index"
+)
+
+// Resolved is what a source means now: one image, before it is read.
+type Resolved struct {
+	Manifest index.Digest // of the OCI image manifest; zero for a directory, which has none before it is read
+	Name     string       // the image's name in a repository unless another is asked for
+	Bytes    int64        // compressed, of all layers; 0 if unknown
+	Layers   int
+}
+
+// Resolve asks what a source means now, in bounded time, and reads no layer. Of opt count the platform, the transport and the timeout.
+func Resolve(ctx context.Context, src Source, opt Options) (Resolved, error) {
+	want := choice{platform: opt.Platform, explicit: opt.Platform != Platform{}, timeout: cmp.Or(opt.RegistryTimeout, DefaultRegistryTimeout), transport: opt.Transport}
+	if !want.explicit {
+		want.platform = HostPlatform()
+	}
+	images, name, closer, err := src.open(ctx, want)
+	if err != nil {
+		return Resolved{}, err
+	}
+	defer closer.Close()
+	if len(images) == 0 {
+		return Resolved{}, fmt.Errorf("reading %s: no image", src)
+	}
+	r := Resolved{Name: name, Manifest: images[0].manifest, Layers: len(images[0].layers)}
+	for _, l := range images[0].layers {
+		r.Bytes += l.size
+	}
+	return r, nil
+}
+
+// Registry returns the host, and perhaps port, of the registry that the source asks, or "".
+func (s Source) Registry() string {
+	if s.kind != "docker" {
+		return ""
+	}
+	ref, err := parseReference(s.path)
+	if err != nil {
+		return ""
+	}
+	return ref.Context().RegistryStr()
+}
+
+// Local reports whether the source is read from this machine's files.
+func (s Source) Local() bool { return s.kind != "docker" }
+
+// Kind returns what stands before the colon: docker, oci, oci-archive, docker-archive or dir.
+func (s Source) Kind() string { return s.kind }
+
+// Path returns the path of a local source, without its tag.
+func (s Source) Path() string {
+	if s.kind == "docker" {
+		return ""
+	}
+	return s.path
+}
+
+// DefaultName returns the name that the source's image has unless another is asked for.
+func (s Source) DefaultName() (string, error) {
+	if s.kind == "docker" {
+		return canonicalName(s.path)
+	}
+	return s.localName(), nil
+}
+
+// Canonical returns the source with its reference written in full.
+func (s Source) Canonical() string {
+	if s.kind == "docker" {
+		if ref, err := parseReference(s.path); err == nil {
+			return "docker://" + ref.Name()
+		}
+	}
+	return s.text
+}
+
+// RetryAfterError says that a registry wants to be left alone for a while.
+type RetryAfterError struct {
+	Host  string
+	After time.Duration
+	Err   error
+}
+
+func (e *RetryAfterError) Error() string { return e.Err.Error() }
+func (e *RetryAfterError) Unwrap() error { return e.Err }
+
+func (c choice) roundTripper(fallback http.RoundTripper) http.RoundTripper {
+	if c.transport != nil {
+		return c.transport
+	}
+	return fallback
+}

@@ -7,6 +7,10 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
 	"github.com/skimfs/skimfs/index"
 )
 
@@ -98,4 +102,21 @@ func (c choice) roundTripper(fallback http.RoundTripper) http.RoundTripper {
 		return c.transport
 	}
 	return fallback
+}
+
+// Tags lists the tags of a repository at a registry. Of opt count the transport and the timeout, here for the whole list.
+func Tags(ctx context.Context, repository string, opt Options) ([]string, error) {
+	repo, err := name.NewRepository(repository)
+	if err != nil {
+		return nil, err
+	}
+	limit := cmp.Or(opt.RegistryTimeout, DefaultRegistryTimeout)
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tags, err := remote.List(repo, remote.WithContext(limited), remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithUserAgent("skimfs"),
+		remote.WithTransport(choice{transport: opt.Transport}.roundTripper(remote.DefaultTransport)))
+	if err != nil {
+		return nil, fmt.Errorf("listing the tags of %s: %w", repository, err)
+	}
+	return tags, nil
 }

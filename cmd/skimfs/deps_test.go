@@ -23,12 +23,13 @@ var mayImport = map[string]struct {
 	"fusefs":           {[]string{"index", "fusefs/direct"}, "the filesystem declares the source of chunks it needs"},
 	"fusefs/direct":    {nil, "it runs before other packages are initialised"},
 	"publish":          {[]string{"index"}, "the publisher shares formats with the node, nothing else"},
+	"publishd":         {[]string{"publish"}, "the queue knows what a publish is and nothing of objects or nodes"},
 	"mountd":           {[]string{"index", "fetch", "cachedb", "fusefs"}, "mountd joins the three siblings"},
-	"cmd/skimfs":       {[]string{"index", "fetch", "cachedb", "fusefs", "publish", "mountd", "cmd/skimfs/early"}, "the command line may call everything"},
+	"cmd/skimfs":       {[]string{"index", "fetch", "cachedb", "fusefs", "publish", "publishd", "mountd", "cmd/skimfs/early"}, "the command line may call everything"},
 	"cmd/skimfs/early": {[]string{"fusefs/direct"}, "it runs before other packages are initialised"},
 	"internal/e2e":     {nil, "tests only: they run the program"},
 	"internal/testkit": {nil, "the test kit runs the real program and never links it"},
-	"benchmarks":       {[]string{"index", "fetch", "cachedb", "fusefs", "publish", "mountd", "internal/testkit"}, "benchmarks measure anything, and nothing imports them"},
+	"benchmarks":       {[]string{"index", "fetch", "cachedb", "fusefs", "publish", "publishd", "mountd", "internal/testkit"}, "benchmarks measure anything, and nothing imports them"},
 }
 
 // doors are modules from outside that only the named packages may import, so that each stays replaceable.
@@ -37,6 +38,7 @@ var doors = map[string][]string{
 	"github.com/dgraph-io/badger":            {"cachedb", "benchmarks"},
 	"github.com/hashicorp/golang-lru":        {"cachedb"},
 	"github.com/google/go-containerregistry": {"publish", "internal/testkit"},
+	"github.com/nats-io":                     {"publishd"},
 	"gocloud.dev":                            {"publish"},
 	"github.com/spf13/cobra":                 {"cmd/skimfs"},
 	"github.com/vbauerster/mpb":              {"cmd/skimfs"},

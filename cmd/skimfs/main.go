@@ -116,6 +116,7 @@ Images are published once into a repository of static files; nodes mount them ov
 func commands() []*cobra.Command {
 	return []*cobra.Command{
 		repoCommand(), publishCommand(), serveCommand(),
+		publishdCommand(), submitCommand(), waitCommand(), opCommand(), resolveCommand(), publishdWorkerCommand(),
 		mountCommand(), umountCommand(), releaseCommand(), statusCommand(), lsCommand(), catCommand(), statCommand(), cacheCommand(), configCommand(), reloadCommand(), mountdCommand(),
 		versionCommand(), manCommand(),
 	}

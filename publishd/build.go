@@ -1,0 +1,244 @@
+package publishd
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"os/user"
+
+	"github.com/skimfs/skimfs/publish"
+)
+
+// credential gives a command the caller's rights; nil if they are ours.
+func (w *worker) credential() (*syscall.Credential, error) {
+	if w.UID < 0 {
+		return nil, problem(PermissionDenied, "local sources are taken over the local socket only")
+	}
+	if w.UID == os.Geteuid() {
+		return nil, nil
+	}
+	if os.Geteuid() != 0 {
+		return nil, problem(PermissionDenied, "this service reads files of user %d only", os.Geteuid())
+	}
+	u, err := user.LookupId(strconv.Itoa(w.UID))
+	if err != nil {
+		return nil, problem(PermissionDenied, "user %d: %v", w.UID, err)
+	}
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	if err != nil {
+		return nil, err
+	}
+	c := &syscall.Credential{Uid: uint32(w.UID), Gid: uint32(gid)}
+	ids, err := u.GroupIds()
+	for _, g := range ids {
+		if n, err := strconv.ParseUint(g, 10, 32); err == nil {
+			c.Groups = append(c.Groups, uint32(n))
+		}
+	}
+	return c, err
+}
+
+// command prepares a program that ends with this process and has the caller's rights.
+func (w *worker) command(ctx context.Context, c *syscall.Credential, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c}
+	cmd.Stderr = w.stderr
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"}
+	for _, name := range []string{"HOME", "TMPDIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"} {
+		if v := os.Getenv(name); v != "" && c == nil {
+			cmd.Env = append(cmd.Env, name+"="+v)
+		}
+	}
+	return cmd
+}
+
+// asCaller returns a source that can be read with our rights and holds what the caller may read: his own if he is us, else a copy that
+// a program with his rights made.
+func (w *worker) asCaller(ctx context.Context, source string) (string, error) {
+	c, err := w.credential()
+	if err != nil || c == nil {
+		return source, err
+	}
+	w.report("copy")
+	src, err := publish.ParseSource(source)
+	if err != nil {
+		return "", err
+	}
+	copied := filepath.Join(w.Spool, "source.tar")
+	f, err := os.OpenFile(copied, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	var said bytes.Buffer
+	var cmd *exec.Cmd
+	switch src.Kind() {
+	case "dir":
+		cmd = w.command(ctx, c, "tar", "--create", "--format=pax", "--xattrs", "--acls", "--numeric-owner", "--sparse", "-C", src.Path(), ".")
+	case "oci":
+		cmd = w.command(ctx, c, "tar", "--create", "-C", src.Path(), ".")
+	default:
+		cmd = w.command(ctx, c, "cat", "--", src.Path())
+	}
+	cmd.Stdout, cmd.Stderr = f, io.MultiWriter(w.stderr, &said)
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+		return "", problem(PermissionDenied, "reading %s with the rights of user %d: %s", source, w.UID, strings.TrimSpace(firstLine(said.String())))
+	}
+	tag := ""
+	if rest := strings.TrimPrefix(source, src.Kind()+":"+src.Path()); strings.HasPrefix(rest, ":") {
+		tag = rest
+	}
+	switch src.Kind() {
+	case "dir":
+		return w.layoutOf(copied)
+	case "oci":
+		return "oci-archive:" + copied + tag, nil
+	}
+	return src.Kind() + ":" + copied + tag, nil
+}
+
+// layoutOf wraps a tar archive into an OCI layout of one layer.
+func (w *worker) layoutOf(archive string) (string, error) {
+	dir := filepath.Join(w.Spool, "layout")
+	blobs := filepath.Join(dir, "blobs", "sha256")
+	if err := os.MkdirAll(blobs, 0o700); err != nil {
+		return "", err
+	}
+	layer, size, err := fileDigest(archive)
+	if err != nil {
+		return "", err
+	}
+	if err := os.Rename(archive, filepath.Join(blobs, strings.TrimPrefix(layer, "sha256:"))); err != nil {
+		return "", err
+	}
+	p := publish.HostPlatform()
+	put := func(v any) (map[string]any, error) {
+		b, err := json.Marshal(v)
+		if err != nil {
+			return nil, err
+		}
+		d := digestOf(b)
+		return map[string]any{"digest": d, "size": len(b)}, os.WriteFile(filepath.Join(blobs, strings.TrimPrefix(d, "sha256:")), b, 0o600)
+	}
+	config, err := put(map[string]any{"os": p.OS, "architecture": p.Arch, "rootfs": map[string]any{"type": "layers", "diff_ids": []string{layer}}})
+	if err != nil {
+		return "", err
+	}
+	config["mediaType"] = "application/vnd.oci.image.config.v1+json"
+	manifest, err := put(map[string]any{
+		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config,
+		"layers": []any{map[string]any{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": size}},
+	})
+	if err != nil {
+		return "", err
+	}
+	manifest["mediaType"] = "application/vnd.oci.image.manifest.v1+json"
+	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": []any{manifest}})
+	if err != nil {
+		return "", err
+	}
+	return "oci:" + dir, errors.Join(os.WriteFile(filepath.Join(dir, "index.json"), index, 0o600), os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o600))
+}
+
+// build makes an image with buildah and returns it as a source. Images that are built from come from where the Containerfile says; ones on
+// loopback over plain HTTP.
+func (w *worker) build(ctx context.Context) (string, error) {
+	w.report("build")
+	c, err := w.credential()
+	if err != nil {
+		return "", err
+	}
+	buildah, err := exec.LookPath("buildah")
+	if err != nil {
+		return "", problem("UNSUPPORTED_MEDIA", "this service builds with buildah, which is not installed")
+	}
+	if c != nil {
+		if err := errors.Join(os.Chmod(filepath.Dir(w.Spool), 0o711), os.Chown(w.Spool, int(c.Uid), int(c.Gid))); err != nil {
+			return "", err
+		}
+	}
+	file := w.Request.File
+	if file != "" && !filepath.IsAbs(file) {
+		file = filepath.Join(w.Request.Source, file)
+	}
+	store := []string{"--root", filepath.Join(w.Spool, "root"), "--runroot", filepath.Join(w.Spool, "run"), "--storage-driver", "vfs"}
+	args := append([]string{}, store...)
+	args = append(args, "build", "--isolation", "chroot", "--layers=false", "--tls-verify=false", "--ulimit", "nofile=1024:1024", "--ulimit", "core=0:0", "--tag", "skimfs-build", "--format", "oci")
+	for k, v := range w.Request.Args {
+		args = append(args, "--build-arg", k+"="+v)
+	}
+	if file != "" {
+		args = append(args, "--file", file)
+	}
+	if w.Memory > 0 {
+		// chroot isolation knows no cgroup: the limit holds for each process of the build.
+		args = append([]string{"--data=" + strconv.FormatInt(w.Memory, 10), "--", buildah}, args...)
+	}
+	run := func(args ...string) error {
+		cmd := w.command(ctx, c, args[0], args[1:]...)
+		cmd.Stdout = w.stderr
+		cmd.Env = append(cmd.Env, "TMPDIR="+w.Spool, "BUILDAH_ISOLATION=chroot", "XDG_RUNTIME_DIR="+w.Spool)
+		if c != nil {
+			cmd.Env = append(cmd.Env, "HOME="+w.Spool)
+		}
+		if err := cmd.Run(); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return problem(BuildFailed, "buildah: %v; the log says more", err)
+		}
+		return nil
+	}
+	args = append(args, w.Request.Source)
+	if w.Memory > 0 {
+		args = append([]string{"prlimit"}, args...)
+	} else {
+		args = append([]string{buildah}, args...)
+	}
+	defer func() {
+		// Its own files, which may belong to other users in a user namespace, can only be removed by it.
+		if c != nil {
+			_ = w.command(context.WithoutCancel(ctx), c, buildah, "unshare", "rm", "-rf", filepath.Join(w.Spool, "root")).Run()
+		}
+	}()
+	if err := run(args...); err != nil {
+		return "", err
+	}
+	out := filepath.Join(w.Spool, "image")
+	if err := run(append(append([]string{buildah}, store...), "push", "--quiet", "skimfs-build", "oci:"+out+":latest")...); err != nil {
+		return "", err
+	}
+	return "oci:" + out + ":latest", nil
+}
+
+// prefetch has this node's mountd warm an image.
+func (w *worker) prefetch(ctx context.Context) ([]json.RawMessage, error) {
+	w.report("prefetch")
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	var said bytes.Buffer
+	cmd := exec.CommandContext(ctx, self, "prefetch", w.Request.Source)
+	cmd.Stdout, cmd.Stderr = w.stderr, io.MultiWriter(w.stderr, &said)
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, problem(ServiceUnavailable, "prefetch: %s", strings.TrimSpace(firstLine(strings.TrimPrefix(said.String(), "skimfs: "))))
+	}
+	b, err := json.Marshal(map[string]string{"source": w.Request.Source, "state": "warm"})
+	return []json.RawMessage{b}, err
+}

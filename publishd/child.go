@@ -1,0 +1,208 @@
+package publishd
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skimfs/skimfs/publish"
+)
+
+const polite = "SKIMFS_WORKER_POLITE"
+
+// beNice lowers the priority of this process, for CPU and disk, and starts it anew: threads that exist already would keep theirs.
+func beNice() {
+	if os.Getenv(polite) != "" {
+		return
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 15)
+	const process, bestEffortLowest = 1, 2<<13 | 7
+	_, _, _ = unix.Syscall(unix.SYS_IOPRIO_SET, process, 0, bestEffortLowest)
+	// Only where the kernel refuses does it go on as it is.
+	_ = syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), polite+"=1"))
+}
+
+// worker is the process that does one job.
+type worker struct {
+	spec
+	mu        sync.Mutex // guards out
+	out       *json.Encoder
+	stderr    io.Writer
+	log       *slog.Logger
+	transport *transport
+	progress  publish.Progress
+}
+
+// RunWorker does one job: it reads what from stdin, reports on stdout, logs to stderr, and ends early when stdin ends. It returns the
+// exit status.
+func RunWorker(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) int {
+	beNice()
+	// What this process starts must not outlive it.
+	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	in := bufio.NewReader(stdin)
+	line, err := in.ReadBytes('\n')
+	w := &worker{out: json.NewEncoder(stdout), stderr: stderr, log: slog.New(slog.NewTextHandler(stderr, nil))}
+	if err == nil {
+		err = json.Unmarshal(line, &w.spec)
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "reading the job: %v\n", err)
+		return 2
+	}
+	if w.Memory > 0 {
+		debug.SetMemoryLimit(w.Memory / 2)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		_, _ = io.Copy(io.Discard, in)
+		cancel()
+		time.Sleep(5 * time.Second)
+		os.Exit(3)
+	}()
+	w.transport = newTransport(w.Rate, w.Requests, map[string]int{})
+	stop := w.reporting()
+	results, err := w.do(ctx)
+	stop()
+	w.report("")
+	if err != nil {
+		p := w.explain(ctx, err)
+		w.say(report{Problem: p, RetryAfter: max(p.RetryAfter, w.transport.takeLater())})
+		return 1
+	}
+	w.say(report{Results: results})
+	return 0
+}
+
+func (w *worker) explain(ctx context.Context, err error) *Problem {
+	var p *Problem
+	if errors.As(err, &p) {
+		return p
+	}
+	if ctx.Err() != nil {
+		return problem(CancelledReason, "cancelled")
+	}
+	why := publish.Why(err)
+	p = problem(Reason(why), "%v", err)
+	p.Temporary = why.Temporary()
+	return p
+}
+
+func (w *worker) say(r report) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_ = w.out.Encode(r) // nobody listens any more: stdin says so too
+}
+
+func (w *worker) report(stage string) {
+	p := &w.progress
+	w.say(report{Stage: stage, Requests: w.transport.takeCounts(), Progress: &Progress{
+		BytesDone: p.BlobBytes.Load(), BytesTotal: p.BlobTotal.Load(), Files: p.Files.Load(), LayersDone: p.LayersDone.Load(), Layers: p.Layers.Load(),
+	}})
+}
+
+func (w *worker) reporting() (stop func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				stage := ""
+				if n := w.progress.Layers.Load(); n > 0 && w.progress.LayersDone.Load() == n {
+					stage = "index"
+				}
+				w.report(stage)
+			}
+		}
+	}()
+	return func() {
+		close(done)
+		<-ended
+	}
+}
+
+func (w *worker) do(ctx context.Context) ([]json.RawMessage, error) {
+	switch w.Request.Kind {
+	case Convert:
+		source := w.Request.Source
+		if !strings.HasPrefix(source, "docker://") {
+			var err error
+			if source, err = w.asCaller(ctx, source); err != nil {
+				return nil, err
+			}
+		}
+		return w.convert(ctx, source)
+	case Build:
+		source, err := w.build(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return w.convert(ctx, source)
+	case Prefetch:
+		return w.prefetch(ctx)
+	}
+	return nil, problem(Internal, "no worker does %q", w.Request.Kind)
+}
+
+func (w *worker) convert(ctx context.Context, source string) ([]json.RawMessage, error) {
+	w.report("fetch")
+	src, err := publish.ParseSource(source)
+	if err != nil {
+		return nil, err
+	}
+	opt := publish.Options{Bare: w.Request.Bare, Progress: &w.progress, RegistryTimeout: w.Timeout, Transport: w.transport}
+	if w.Request.Platform != "" {
+		if opt.Platform, err = publish.ParsePlatform(w.Request.Platform); err != nil {
+			return nil, err
+		}
+	}
+	repo, err := publish.Open(publish.Config{Dir: w.Repo, Keys: w.Keys, Log: w.log})
+	if err != nil {
+		return nil, err
+	}
+	results, err := repo.Publish(ctx, src, w.Request.As, opt)
+	if err != nil {
+		return nil, err
+	}
+	var out []json.RawMessage
+	for _, r := range results {
+		b, err := json.Marshal(r)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, b)
+	}
+	return out, nil
+}
+
+// pin makes a reference mean one digest.
+func pin(source, digest string) string {
+	rest := strings.TrimPrefix(source, "docker://")
+	if strings.Contains(rest, "@") {
+		return source
+	}
+	if i := strings.LastIndex(rest, ":"); i > strings.LastIndex(rest, "/") {
+		rest = rest[:i]
+	}
+	return "docker://" + rest + "@" + digest
+}

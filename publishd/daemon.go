@@ -1,0 +1,283 @@
+package publishd
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Config says what a daemon is. Zero values mean the default given at the field.
+type Config struct {
+	State       string        // directory of the queue and the logs
+	Repo, Keys  string        // repository that is published into, and its keys
+	Worker      []string      // command that runs one job, see RunWorker
+	NATS        string        // URL of a JetStream cluster; "": a server of its own in this process
+	Sync        bool          // write each record through to the disk; else within a second
+	Jobs        int           // that run at a time; min(4, half the CPUs), at least 1
+	PerRegistry int           // jobs of one registry at a time; 4
+	MaxQueue    int           // live jobs; 100,000
+	MaxAttempts int           // of a job; 6
+	Backoff     time.Duration // before the second attempt; 2 s
+	MaxBackoff  time.Duration // 10 min
+	Aging       time.Duration // a queued job's priority goes up by one each; 10 min
+	Stall       time.Duration // without progress, then an attempt ends; 10 min
+	Rate        int64         // bytes per second from registries, all jobs together; 0: no limit
+	Requests    int           // requests per second to one registry, all jobs together; 0: no limit
+	Memory      int64         // bytes that one job may use; 2 GiB
+	Reserve     int64         // bytes that stay free on the repository's disk; 1 GiB
+	Retain      time.Duration // of what has ended; 30 days
+	Timeout     time.Duration // of a registry's answer; 1 min
+	Log         *slog.Logger
+}
+
+// Caller is who asks.
+type Caller struct {
+	Name  string // of the token, or uid:N
+	UID   int    // over the local socket; else -1
+	GID   int
+	Admin bool
+}
+
+// Daemon converts in the background.
+type Daemon struct {
+	cfg   Config
+	queue *queue
+	log   *slog.Logger
+	node  string // this worker's name
+
+	submitting sync.Mutex // one change of who waits for what at a time
+	poke       chan struct{}
+	pool       sync.WaitGroup
+
+	mu        sync.Mutex // guards all below; taken after queue.mu, never before
+	running   map[string]*run
+	resolving map[string]bool
+	rests     map[string]time.Time // registries to leave alone until
+	served    map[string]uint64    // submitter → number of the last job started for it
+	starts    uint64
+	order     orderCache
+	watchers  map[chan struct{}]bool
+	failures  map[string]int // of registries, in a row
+
+	transport *transport
+	negatives negatives
+	unlock    func()
+}
+
+// Open opens the queue and takes back what a daemon before it left running.
+func Open(ctx context.Context, cfg Config) (*Daemon, error) {
+	cfg.Jobs = cmp.Or(cfg.Jobs, max(1, min(4, runtime.NumCPU()/2)))
+	cfg.PerRegistry = cmp.Or(cfg.PerRegistry, 4)
+	cfg.MaxQueue = cmp.Or(cfg.MaxQueue, 100_000)
+	cfg.MaxAttempts = cmp.Or(cfg.MaxAttempts, 6)
+	cfg.Backoff = cmp.Or(cfg.Backoff, 2*time.Second)
+	cfg.MaxBackoff = cmp.Or(cfg.MaxBackoff, 10*time.Minute)
+	cfg.Aging = cmp.Or(cfg.Aging, 10*time.Minute)
+	cfg.Stall = cmp.Or(cfg.Stall, 10*time.Minute)
+	cfg.Memory = cmp.Or(cfg.Memory, 2<<30)
+	cfg.Reserve = cmp.Or(cfg.Reserve, 1<<30)
+	cfg.Retain = cmp.Or(cfg.Retain, 30*24*time.Hour)
+	cfg.Timeout = cmp.Or(cfg.Timeout, time.Minute)
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, dir := range []string{cfg.State, filepath.Join(cfg.State, "logs"), filepath.Join(cfg.State, "spool")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+	}
+	d := &Daemon{cfg: cfg, log: cfg.Log, poke: make(chan struct{}, 1), running: map[string]*run{}, resolving: map[string]bool{}, rests: map[string]time.Time{}, served: map[string]uint64{}, failures: map[string]int{}, transport: newTransport(0, cfg.Requests, nil), watchers: map[chan struct{}]bool{}}
+	unlock, err := lockState(cfg.State)
+	if err != nil {
+		return nil, err
+	}
+	if d.node, err = nodeName(cfg.State); err != nil {
+		unlock()
+		return nil, err
+	}
+	if d.queue, err = openQueue(ctx, cfg.State, cfg.NATS, cfg.Sync, cfg.Log); err != nil {
+		unlock()
+		return nil, err
+	}
+	d.queue.mu.Lock()
+	d.queue.onJob = d.jobChanged
+	d.queue.mu.Unlock()
+	if err := d.recover(ctx); err != nil {
+		d.queue.close()
+		unlock()
+		return nil, err
+	}
+	d.unlock = unlock
+	return d, nil
+}
+
+// nodeName returns the name of this worker, which stays the same.
+func nodeName(dir string) (string, error) {
+	path := filepath.Join(dir, "node")
+	b, err := os.ReadFile(path)
+	if err == nil && len(strings.TrimSpace(string(b))) > 0 {
+		return strings.TrimSpace(string(b)), nil
+	}
+	name := newID(time.Now())
+	return name, os.WriteFile(path, []byte(name+"\n"), 0o600)
+}
+
+// recover gives every operation its job, and takes back the jobs that this worker ran when it was killed.
+func (d *Daemon) recover(ctx context.Context) error {
+	q := d.queue
+	q.mu.Lock()
+	var orphans []*op
+	var mine, unwanted []string
+	for _, o := range q.ops {
+		if q.jobs[o.Job] == nil {
+			orphans = append(orphans, o)
+		}
+	}
+	for id := range q.live {
+		switch j := q.jobs[id]; {
+		case (j.State == Running || j.State == Cancelling) && j.Worker == d.node:
+			mine = append(mine, id)
+		case len(q.wanted(id)) == 0:
+			unwanted = append(unwanted, id)
+		}
+	}
+	q.mu.Unlock()
+	for _, o := range orphans {
+		r := o.Request
+		j, err := d.check(&r, Caller{Name: o.Submitter, UID: o.UID})
+		j.ID, j.Created = o.Job, o.Created
+		if err != nil {
+			j.Request = o.Request
+			j.end(Failed, asProblem(err))
+		}
+		if err := q.put(ctx, "job."+j.ID, &j, 0); err != nil {
+			return err
+		}
+	}
+	for _, id := range mine {
+		d.log.Info("taking back a job that was interrupted", "job", id)
+		if err := d.interrupted(ctx, id); err != nil {
+			return err
+		}
+	}
+	for _, id := range unwanted {
+		if err := d.cancelUnwanted(ctx, id); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(filepath.Join(d.cfg.State, "spool"))
+}
+
+// interrupted puts a job back whose worker is gone. The attempt is not charged.
+func (d *Daemon) interrupted(ctx context.Context, id string) error {
+	_, err := d.queue.changeJob(ctx, id, func(j *job) bool {
+		switch j.State {
+		case Cancelling:
+			j.end(Cancelled, problem(CancelledReason, "cancelled"))
+		case Running:
+			j.State, j.Worker, j.Stage, j.Progress = Queued, "", "", Progress{}
+			j.Attempt--
+			j.Problem = problem(Interrupted, "the worker ended while it ran")
+			retriesTotal(Interrupted)
+		default:
+			return false
+		}
+		return true
+	})
+	return err
+}
+
+// Close ends what runs, puts it back into the queue, and closes the queue.
+func (d *Daemon) Close() {
+	d.pool.Wait()
+	d.queue.close()
+	d.unlock()
+}
+
+// Run works until ctx ends.
+func (d *Daemon) Run(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	beat := time.NewTicker(heartbeat)
+	defer beat.Stop()
+	for {
+		d.schedule(ctx)
+		select {
+		case <-ctx.Done():
+			d.pool.Wait()
+			return
+		case <-d.poke:
+		case <-tick.C:
+		case <-beat.C:
+			d.pool.Go(func() { d.beat(ctx) })
+		}
+	}
+}
+
+// wake makes Run look again.
+func (d *Daemon) wake() {
+	select {
+	case d.poke <- struct{}{}:
+	default:
+	}
+}
+
+// jobChanged is called, under queue.mu, after each change of a job.
+func (d *Daemon) jobChanged(j *job) {
+	if j.State == Cancelling {
+		d.mu.Lock()
+		if r := d.running[j.ID]; r != nil {
+			r.cancel()
+		}
+		d.mu.Unlock()
+	}
+	d.wake()
+}
+
+// beat renews the leases of what runs here, takes back what others left, and removes what is too old.
+func (d *Daemon) beat(ctx context.Context) {
+	d.mu.Lock()
+	mine := map[string]bool{}
+	for id := range d.running {
+		mine[id] = true
+	}
+	d.mu.Unlock()
+	for id := range mine {
+		if _, err := d.queue.leases.Put(ctx, id, []byte(d.node)); err != nil && ctx.Err() == nil {
+			d.log.Warn("renewing a lease", "job", id, "err", err)
+		}
+	}
+	d.queue.mu.Lock()
+	var lost []string
+	for id := range d.queue.live {
+		if j := d.queue.jobs[id]; (j.State == Running || j.State == Cancelling) && j.Worker != d.node && j.Worker != recipeWorker {
+			lost = append(lost, id)
+		}
+	}
+	var old []string
+	for id := range d.queue.ops {
+		if o := d.queue.view(id, time.Now()); o.Done && o.Metadata.EndTime != nil && time.Since(*o.Metadata.EndTime) > d.cfg.Retain {
+			old = append(old, id)
+		}
+	}
+	d.queue.mu.Unlock()
+	for _, id := range lost {
+		if _, err := d.queue.leases.Get(ctx, id); isGone(err) {
+			if err := d.interrupted(ctx, id); err != nil {
+				d.log.Warn("taking back a job", "job", id, "err", err)
+			}
+		}
+	}
+	for _, id := range old {
+		if err := d.Forget(ctx, id); err != nil && ctx.Err() == nil {
+			d.log.Warn("forgetting an operation", "operation", id, "err", err)
+		}
+	}
+}

@@ -1,0 +1,231 @@
+package publishd_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/skimfs/skimfs/internal/testkit"
+	"github.com/skimfs/skimfs/publishd"
+)
+
+// service is a real publishd with a repository, in a home of its own.
+type service struct {
+	t                testing.TB
+	home, repo, keys string
+	args             []string
+	cmd              *exec.Cmd
+	*publishd.Client
+}
+
+func newService(t testing.TB, args ...string) *service {
+	t.Helper()
+	home := testkit.Home(t)
+	s := &service{t: t, home: home, repo: filepath.Join(home, "repo"), keys: filepath.Join(home, "keys"), args: args}
+	s.ok("repo", "create", s.repo, "--name", "queue.example.org", "--keys", s.keys)
+	s.start()
+	t.Cleanup(s.stop)
+	return s
+}
+
+func (s *service) socket() string { return filepath.Join(s.home, "run", "publishd.sock") }
+
+func (s *service) start() {
+	s.t.Helper()
+	s.cmd = testkit.Command(s.t, s.home, append([]string{"publishd", "--repo", s.repo, "--keys", s.keys}, s.args...)...)
+	log, err := os.OpenFile(filepath.Join(s.home, "publishd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer log.Close()
+	s.cmd.Stdout, s.cmd.Stderr = log, log
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	if s.Client, err = publishd.NewClient(s.socket(), ""); err != nil {
+		s.t.Fatal(err)
+	}
+	s.await("publishd to answer", func() bool {
+		_, err := s.List(s.t.Context(), url.Values{"state": {"NONE"}})
+		return err == nil
+	})
+}
+
+func (s *service) log() string {
+	b, _ := os.ReadFile(filepath.Join(s.home, "publishd.log"))
+	return string(b)
+}
+
+// kill ends publishd as kill -9 does.
+func (s *service) kill() {
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait()
+}
+
+func (s *service) stop() {
+	if s.cmd.ProcessState != nil {
+		return
+	}
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	_ = s.cmd.Wait()
+}
+
+func (s *service) run(args ...string) (stdout, stderr string, status int) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	cmd := testkit.Command(s.t, s.home, args...)
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+	defer stop()
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) || ctx.Err() != nil {
+		s.t.Fatalf("skimfs %q: %v %v", args, err, ctx.Err())
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+func (s *service) ok(args ...string) string {
+	s.t.Helper()
+	out, errs, status := s.run(args...)
+	if status != 0 {
+		s.t.Fatalf("skimfs %q: status %d\n%s%s", args, status, out, errs)
+	}
+	return strings.TrimSpace(out)
+}
+
+func (s *service) await(what string, cond func() bool) {
+	s.t.Helper()
+	for end := time.Now().Add(60 * time.Second); !cond(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			s.t.Fatalf("waiting for %s\n%s", what, s.log())
+		}
+	}
+}
+
+func (s *service) submit(r publishd.Request) publishd.Operation {
+	s.t.Helper()
+	if r.Kind == "" {
+		r.Kind = publishd.Convert
+	}
+	o, err := s.Submit(s.t.Context(), r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return o
+}
+
+func (s *service) done(id string) publishd.Operation {
+	s.t.Helper()
+	var o publishd.Operation
+	s.await("operation "+id, func() bool {
+		var err error
+		o, err = s.Wait(s.t.Context(), id, 10*time.Second)
+		return err == nil && o.Done
+	})
+	return o
+}
+
+func (s *service) get(id string) publishd.Operation {
+	s.t.Helper()
+	o, err := s.Get(s.t.Context(), id)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return o
+}
+
+// tree makes a directory to convert.
+func tree(t testing.TB, content string) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "tree")
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "file"), []byte(content), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// gate stands before a real registry: it counts, holds requests back, and answers in its place.
+type gate struct {
+	*httptest.Server
+	mu     sync.Mutex
+	asked  map[string]int // by kind: manifests, blobs
+	answer func(w http.ResponseWriter, r *http.Request) bool
+}
+
+func newGate(t testing.TB, backend string) *gate {
+	t.Helper()
+	u, err := url.Parse("http://" + backend)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httputil.NewSingleHostReverseProxy(u)
+	g := &gate{asked: map[string]int{}}
+	g.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.mu.Lock()
+		for _, kind := range []string{"manifests", "blobs"} {
+			if strings.Contains(r.URL.Path, "/"+kind+"/") {
+				g.asked[kind]++
+			}
+		}
+		answer := g.answer
+		g.mu.Unlock()
+		if answer == nil || !answer(w, r) {
+			proxy.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(g.Close)
+	return g
+}
+
+func (g *gate) set(answer func(w http.ResponseWriter, r *http.Request) bool) {
+	g.mu.Lock()
+	g.answer = answer
+	g.mu.Unlock()
+}
+
+func (g *gate) count(kind string) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.asked[kind]
+}
+
+func (g *gate) ref(name string) string { return strings.TrimPrefix(g.URL, "http://") + "/" + name }
+
+// layout is a small real image as an OCI layout.
+func layout(t testing.TB) string { return testkit.Whiteouts(t, testkit.Gzip) }
+
+func lines(r io.Reader, f func(string)) error {
+	s := bufio.NewScanner(r)
+	s.Buffer(nil, 4<<20)
+	for s.Scan() {
+		f(s.Text())
+	}
+	return s.Err()
+}
+
+func decode(t testing.TB, text string, v any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), v); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+}
+
+var _ = fmt.Sprint

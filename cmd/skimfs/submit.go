@@ -97,7 +97,7 @@ func publishdError(err error, address string) error {
 	case errors.Is(err, publishd.ErrUnreachable):
 		se.status, se.hint = exitUnavailable, "is `skimfs publishd` running? it was looked for at "+address
 	case errors.Is(err, context.DeadlineExceeded):
-		se.status, se.err = exitTimeout, errors.New("timed out")
+		se.status, se.err, se.hint = exitTimeout, errors.New("timed out"), "the work goes on; `skimfs wait` again, or `skimfs op status`"
 	}
 	return se
 }

@@ -168,11 +168,11 @@ func (d *Daemon) settle(s *standing, g *origin, src Source, o Options, q *questi
 	s.offline, s.refused = nil, refused
 }
 
-// keeps reports whether a problem with what servers give leaves what was accepted before in use. Not what the publisher revoked, and
-// not a lack of keys or a mistake in the request.
+// keeps reports whether a problem with what servers give leaves what was accepted before in use: not a lack of keys or a mistake in the
+// request.
 func keeps(k Kind) bool {
 	switch k {
-	case Unreachable, WrongKey, Expired, Rollback, Damaged, NotFound:
+	case Unreachable, WrongKey, Expired, Revoked, Rollback, Damaged, NotFound:
 		return true
 	}
 	return false
@@ -247,6 +247,10 @@ func (d *Daemon) acceptWithin(ctx context.Context, g *origin, src Source, o Opti
 		return last.load(ctx, problem(Unreachable, "no answer within %v", patience))
 	case <-ctx.Done():
 		return nil, ctx.Err()
+	}
+	if last != nil && KindOf(q.err) == Revoked {
+		// What was accepted before may be among what is revoked since just now.
+		last, lastErr = d.lastAccepted(g, src, o)
 	}
 	switch {
 	case q.err == nil:

@@ -2,6 +2,7 @@ package testkit
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"os"
@@ -27,17 +28,26 @@ type Squid struct {
 // squid's own default; extra holds more lines for its configuration.
 func StartSquid(t testing.TB, extra ...string) *Squid {
 	t.Helper()
+	return StartSquidAs(t, func(dir, log, addr string) string {
+		return fmt.Sprintf(squidConf, dir, log, addr, strings.Join(extra, "\n"))
+	})
+}
+
+// StartSquidAs is StartSquid with a configuration of the caller's, who is told the directory for squid's files, the access log and the address
+// to listen at. What the log needs is SquidTestLines.
+func StartSquidAs(t testing.TB, conf func(dir, log, addr string) string) *Squid {
+	t.Helper()
 	program := Program(t, "squid")
 	port := freePort(t)
 	dir, addr := serverDir(t, "squid"), loopback(port)
-	log, conf := filepath.Join(dir, "access.log"), filepath.Join(dir, "squid.conf")
-	writeFile(t, conf, squidConf, dir, log, addr, strings.Join(extra, "\n"))
+	log, path := filepath.Join(dir, "access.log"), filepath.Join(dir, "squid.conf")
+	writeFile(t, path, "%s", conf(dir, log, addr))
 	s := &Squid{
 		URL: "http://" + addr, Addr: addr, t: t,
 		process: &process{
 			t: t, name: "squid", path: program, addr: addr, dir: dir,
 			// Its own service name: instances meet by name in shared memory.
-			args: []string{"-N", "-n", "skimfs" + strconv.Itoa(port), "-f", conf},
+			args: []string{"-N", "-n", "skimfs" + strconv.Itoa(port), "-f", path},
 		},
 	}
 	if os.Getuid() == 0 {
@@ -88,6 +98,25 @@ func give(t testing.TB, dir, name string) *syscall.Credential {
 		t.Fatal(err)
 	}
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+}
+
+// SquidTestLines are what a squid under test needs, before all other lines: files in dir, and a log that [Squid.Log] reads.
+func SquidTestLines(dir, log string) string {
+	return fmt.Sprintf(`visible_hostname skimfs.test
+pid_filename %[1]s/squid.pid
+coredump_dir %[1]s
+cache_log %[1]s/cache.log
+logformat testkit {"time":%%ts.%%03tu,"method":"%%rm","uri":"%%ru","status":%%>Hs,"bytes":%%<st,"result":"%%Ss"}
+access_log stdio:%[2]s testkit
+buffered_logs off
+logfile_rotate 0
+pinger_enable off
+netdb_filename none
+hosts_file none
+memory_cache_shared off
+acl mark dstdomain mark.invalid
+http_access deny mark
+`, dir, log)
 }
 
 const squidConf = `http_port %[3]s

@@ -41,7 +41,7 @@ const (
 // Config says where a cache is and what it may use. Only Dir is required.
 type Config struct {
 	Dir         string        // owned by one process; created with mode 0700
-	Limit       int64         // bytes on disk, index included; 0: the smaller of 20 GB and 70 % of the partition's free space
+	Limit       int64         // bytes on disk, index included; 0: as set last, or the smaller of 20 GB and 70 % of the partition's free space
 	Memory      int64         // bytes of the memory tier; 0: 32 MiB; negative: none
 	FillTimeout time.Duration // for each fill; 0: one minute
 	Log         *slog.Logger  // nil: silent
@@ -97,6 +97,8 @@ func Open(c Config) (_ *DB, err error) {
 	}
 	db.memory = newMemory(max(0, c.Memory))
 	db.count.init()
+	db.table.unpin = func(l loc) { db.countPinned(l, false) }
+	db.quota.use.Store(1)
 	db.quota.kick = make(chan struct{}, 1)
 	db.flights.m = map[key]*flight{}
 	db.chunks = newChunks(filepath.Join(c.Dir, "chunks"), filepath.Join(c.Dir, "tmp"))
@@ -140,6 +142,10 @@ func (db *DB) open(c Config) (err error) {
 		return err
 	}
 	// The index is not loaded yet; until then the limit is what was asked or, for the size of badger's tables, the default.
+	asked := c.Limit
+	if c.Limit <= 0 {
+		c.Limit = db.recordedLimit()
+	}
 	db.quota.limit.Store(c.Limit)
 	if c.Limit <= 0 {
 		db.quota.limit.Store(db.defaultLimit())
@@ -159,7 +165,12 @@ func (db *DB) open(c Config) (err error) {
 		return errors.Join(err, db.writeMarker(found))
 	}
 	db.measureIndex()
-	db.SetLimit(c.Limit)
+	db.useLimit(c.Limit)
+	if asked > 0 && asked != db.recordedLimit() {
+		if err := db.SetLimit(asked); err != nil {
+			db.log.Warn("recording the cache's limit", "err", err)
+		}
+	}
 	now.phase = running
 	return db.writeMarker(now)
 }

@@ -47,5 +47,5 @@
 // # Memory
 //
 // About 70 bytes an object for the table that every lookup uses (badger is read only when the cache opens), the memory
-// tier (Config.Memory), and badger's memtables and block cache: about 40 MB.
+// tier (Config.Memory), and badger's memtables and block cache: about 20 MB.
 package cachedb

@@ -27,11 +27,14 @@ const (
 	stateMax     = 64 << 10               // longest state value; all values stay in badger's tables, whose space comes back
 )
 
-const maxMemTable = 16 << 20
+const (
+	maxMemTable    = 16 << 20 // that any version used
+	commonMemTable = 4 << 20
+)
 
-// memTableSize is 16 MiB, or less where the cache or its partition is small.
+// memTableSize is 4 MiB, or less where the cache or its partition is small.
 func memTableSize(limit, total int64) int64 {
-	return min(maxMemTable, max(1<<20, min(limit, total)/64))
+	return min(commonMemTable, max(1<<20, min(limit, total)/64))
 }
 
 func badgerOptions(dir string, memTable int64, log badgerLog) badger.Options {
@@ -407,7 +410,7 @@ func (db *DB) recorder() {
 		if n%10 == 0 { // badger tidies up by itself
 			db.measureIndex()
 		}
-		if db.quota.bytes() > db.quota.high() {
+		if db.quota.bytes() > db.quota.high() || db.space.free() < db.space.reserve {
 			db.wakeEvictor()
 		}
 		db.UpdateGauges()

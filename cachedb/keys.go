@@ -26,7 +26,7 @@ const (
 // layoutVersion is the only layout this package reads and writes.
 const layoutVersion = 1
 
-// recordLen is the length of an object's value: class, zero (3 bytes), size, pack, off, used, gen.
+// recordLen is the length of an object's value: class, 1 if pinned, zero (2 bytes), size, pack, off, used, gen.
 const recordLen = 24
 
 var errRecord = errors.New("malformed index record")
@@ -58,6 +58,9 @@ func encodeRecord(l loc, gen uint32) []byte {
 	}
 	b := make([]byte, 0, recordLen)
 	b = append(b, byte(l.class), 0, 0, 0)
+	if l.pinned {
+		b[1] = 1
+	}
 	for _, v := range [...]uint32{l.size, l.pack, l.off, l.used, gen} {
 		b = binary.LittleEndian.AppendUint32(b, v)
 	}
@@ -69,7 +72,7 @@ func decodeRecord(b []byte) (l loc, gen uint32, err error) {
 		return l, 0, fmt.Errorf("object of %d bytes: %w", len(b), errRecord)
 	}
 	u := func(i int) uint32 { return binary.LittleEndian.Uint32(b[i:]) }
-	l = loc{class: Class(b[0]), size: u(4), pack: u(8), off: u(12), used: u(16), stamp: u(16)}
+	l = loc{class: Class(b[0]), size: u(4), pack: u(8), off: u(12), used: u(16), stamp: u(16), pinned: b[1]&1 != 0}
 	if l.size == 0 || l.size > index.MaxObject || (l.pack == 0) != (l.size > packMax) || l.class > ClassCatalog {
 		return l, 0, fmt.Errorf("object of size %d in pack %d: %w", l.size, l.pack, errRecord)
 	}

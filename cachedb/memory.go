@@ -55,3 +55,9 @@ func (m *memory) size() int64 {
 	defer m.mu.Unlock()
 	return m.bytes
 }
+
+func (m *memory) drop(k key) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lru.Remove(k)
+}

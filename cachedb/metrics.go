@@ -16,6 +16,8 @@ var (
 	metricFillSeconds    = metrics.NewHistogram(`skimfs_cache_fill_seconds`)
 	metricEvictedLimit   = metrics.NewCounter(`skimfs_cache_evictions_total{reason="limit"}`)
 	metricEvictedSpace   = metrics.NewCounter(`skimfs_cache_evictions_total{reason="space"}`)
+	metricEvictedAsked   = metrics.NewCounter(`skimfs_cache_evictions_total{reason="asked"}`)
+	metricPinned         = metrics.NewGauge(`skimfs_cache_pinned_bytes`, nil)
 	metricCopiedBytes    = metrics.NewCounter(`skimfs_cache_copied_bytes_total`)
 	metricVerifyFailures = metrics.NewCounter(`skimfs_cache_verify_failures_total`)
 	metricUncached       = metrics.NewCounter(`skimfs_cache_uncached_total`)
@@ -31,6 +33,7 @@ type Stats struct {
 	Objects     int64 // on disk
 	Limit       int64 // bytes on disk allowed
 	MemoryBytes int64 // in the memory tier
+	Pinned      int64 // bytes on disk that are pinned
 
 	Hits           Hits
 	Misses         int64 // Gets that neither tier could answer
@@ -57,14 +60,14 @@ func (c *counter) add(n int) {
 
 type counters struct {
 	hitsMemory, hitsDisk, misses, fills, fillErrors counter
-	evictedLimit, evictedSpace                      counter
+	evictedLimit, evictedSpace, evictedAsked        counter
 	verifyFailures, uncached                        counter
 }
 
 func (c *counters) init() {
 	c.hitsMemory.metric, c.hitsDisk.metric, c.misses.metric = metricHitsMemory, metricHitsDisk, metricMisses
 	c.fills.metric, c.fillErrors.metric = metricFills, metricFillErrors
-	c.evictedLimit.metric, c.evictedSpace.metric = metricEvictedLimit, metricEvictedSpace
+	c.evictedLimit.metric, c.evictedSpace.metric, c.evictedAsked.metric = metricEvictedLimit, metricEvictedSpace, metricEvictedAsked
 	c.verifyFailures.metric, c.uncached.metric = metricVerifyFailures, metricUncached
 }
 
@@ -72,10 +75,10 @@ func (c *counters) init() {
 func (db *DB) Stats() Stats {
 	c := &db.count
 	return Stats{
-		Bytes: db.quota.bytes(), Objects: db.table.count.Load(), Limit: db.Limit(), MemoryBytes: db.memory.size(),
+		Bytes: db.quota.bytes(), Objects: db.table.count.Load(), Limit: db.Limit(), MemoryBytes: db.memory.size(), Pinned: db.quota.pinned.Load(),
 		Hits:   Hits{Memory: c.hitsMemory.n.Load(), Disk: c.hitsDisk.n.Load()},
 		Misses: c.misses.n.Load(), Fills: c.fills.n.Load(), FillErrors: c.fillErrors.n.Load(),
-		Evictions:      c.evictedLimit.n.Load() + c.evictedSpace.n.Load(),
+		Evictions:      c.evictedLimit.n.Load() + c.evictedSpace.n.Load() + c.evictedAsked.n.Load(),
 		VerifyFailures: c.verifyFailures.n.Load(), Uncached: c.uncached.n.Load(),
 	}
 }
@@ -87,6 +90,7 @@ func (db *DB) UpdateGauges() {
 	metricObjects.Set(float64(s.Objects))
 	metricLimit.Set(float64(s.Limit))
 	metricMemory.Set(float64(s.MemoryBytes))
+	metricPinned.Set(float64(s.Pinned))
 }
 
 func observeFill(begun time.Time) { metricFillSeconds.Update(time.Since(begun).Seconds()) }

@@ -3,7 +3,9 @@ package cachedb
 import (
 	"cmp"
 	"math/bits"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 )
@@ -13,10 +15,13 @@ const defaultLimit = 20e9
 // quota counts bytes on disk against the limit.
 type quota struct {
 	limit   atomic.Int64
-	objects atomic.Int64 // packs and chunk files, those being written included
-	index   atomic.Int64 // the index and the directories, as last measured
-	freed   atomic.Int64 // bytes freed since the cache was opened, less what was copied forward
-	evict   sync.Mutex   // held while objects are chosen and removed
+	objects atomic.Int64  // packs and chunk files, those being written included
+	index   atomic.Int64  // the index and the directories, as last measured
+	freed   atomic.Int64  // bytes freed since the cache was opened, less what was copied forward
+	pinned  atomic.Int64  // bytes on disk of pinned objects
+	use     atomic.Uint32 // which of the two marks tells of objects in use now: 1 or 2
+	marking sync.Mutex    // held by SetInUse
+	evict   sync.Mutex    // held while objects are chosen and removed
 	kick    chan struct{}
 }
 
@@ -28,6 +33,7 @@ type reason uint8
 const (
 	forLimit reason = iota
 	forSpace
+	asked
 )
 
 // low is where eviction stops, high where it begins in the background.
@@ -40,9 +46,33 @@ func (q *quota) step() int64 { return max(q.limit.Load()/64, 4<<20) }
 // Limit returns the bytes on disk that the cache may use, its index included.
 func (db *DB) Limit() int64 { return db.quota.limit.Load() }
 
-// SetLimit changes the limit, in bytes; 0 asks for the default again. What is above it is evicted in the background.
-// The limit is not remembered when the cache is closed.
-func (db *DB) SetLimit(limit int64) {
+// SetLimit changes the limit, in bytes, for now and for later; 0 asks for the default again. What is above it is evicted in the
+// background. An error says that the limit holds now but could not be recorded.
+func (db *DB) SetLimit(limit int64) error {
+	db.useLimit(limit)
+	if limit <= 0 {
+		return db.DeleteState(limitState)
+	}
+	return db.SetState(limitState, strconv.AppendInt(nil, limit, 10))
+}
+
+// limitState is the record of the limit that was set last.
+const limitState = "limit"
+
+// recordedLimit returns the limit that was set last, or 0. It is asked before the index is open.
+func (db *DB) recordedLimit() int64 {
+	records, err := readStateFile(filepath.Join(db.dir, "state"))
+	if err != nil {
+		return 0
+	}
+	limit, err := strconv.ParseInt(string(records[limitState]), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return limit
+}
+
+func (db *DB) useLimit(limit int64) {
 	if limit <= 0 {
 		limit = db.defaultLimit()
 	}
@@ -75,6 +105,7 @@ func (db *DB) evictor() {
 			return
 		case <-db.quota.kick:
 		}
+		db.restoreSpace()
 		if db.quota.bytes() <= db.quota.high() {
 			continue
 		}
@@ -134,10 +165,23 @@ func (db *DB) evictNow(n int64, why reason, still func() bool) bool {
 	return freed > 0
 }
 
-// Ages are counted in insertions since the last use, in buckets 1/16 apart. Tiers leave one after the other.
+// restoreSpace gives back what another program took of the partition's reserve, so that it is there when the index needs it.
+func (db *DB) restoreSpace() {
+	short := func() bool { return db.space.free() < db.space.reserve }
+	for db.ctx.Err() == nil && short() && db.evictNow(db.space.reserve-db.space.free(), forSpace, short) {
+	}
+}
+
+// Ages are counted in insertions since the last use, in buckets 1/16 apart. Tiers leave one after the other; what is pinned
+// only leaves when the limit can't be kept otherwise.
 const (
 	ageBuckets = 480
-	tiers      = int(ClassCatalog) + 1
+
+	tierFile    = 0 // files, and catalogs beyond their budget
+	tierInUse   = 1 // files of images in use
+	tierCatalog = 2
+	tierPinned  = 3
+	tiers       = 4
 )
 
 func ageBucket(age uint32) int {
@@ -162,37 +206,70 @@ type cutoff struct {
 	chunk  [tiers]uint64 // about n bytes of chunk files are as old
 	packed uint64        // half of the packed bytes are as old
 	inPack int64         // packed bytes beyond age: what packs are due to give in this round
+	use    uint8         // mark of objects in use
+	budget uint64        // catalogs as old are beyond their budget
+	all    bool          // everything is cold but what is pinned
 }
 
 const noAge = 1 << 32 // none is that old
 
 func (c *cutoff) cold(l loc) bool {
-	age := uint64(c.now - l.used)
-	if l.pack != 0 {
-		return age >= c.packed && !c.spares(l.class)
+	age, tier := uint64(c.now-l.used), c.tier(l)
+	switch {
+	case c.all:
+		return tier != tierPinned || !c.spares(tier)
+	case l.pack != 0:
+		return age >= c.packed && !c.spares(tier)
 	}
-	return age >= c.chunk[l.class]
+	return age >= c.chunk[tier]
 }
 
-// spares reports whether objects of a class leave only if they share a pack with nothing better.
-func (c *cutoff) spares(class Class) bool { return class != ClassFile && c.age[class] == noAge }
+func (c *cutoff) tier(l loc) int {
+	switch {
+	case l.pinned:
+		return tierPinned
+	case l.class == ClassCatalog && uint64(c.now-l.used) < c.budget:
+		return tierCatalog
+	case l.class == ClassFile && l.use&c.use != 0:
+		return tierInUse
+	}
+	return tierFile
+}
 
-// coldest returns the cutoff beyond which about n bytes of objects lie.
-func (db *DB) coldest(n int64) cutoff {
+// spares reports whether objects of a tier leave only if they share a pack with nothing better.
+func (c *cutoff) spares(tier int) bool { return tier != tierFile && c.age[tier] == noAge }
+
+// coldest returns the cutoff beyond which about n bytes of objects lie. Only hard takes what is pinned.
+func (db *DB) coldest(n int64, hard bool) cutoff {
 	var all, packed [tiers][ageBuckets]int64
-	c := cutoff{now: db.table.clock.Load()}
+	c := cutoff{now: db.table.clock.Load(), use: uint8(db.quota.use.Load()), budget: noAge}
 	inPacks := int64(0)
 	db.table.scan(func(_ *key, l loc) {
 		b, size := ageBucket(c.now-l.used), l.diskBytes()
-		all[l.class][b] += size
+		t := c.tier(l)
+		all[t][b] += size
 		if l.pack != 0 {
-			packed[l.class][b] += size
+			packed[t][b] += size
 			inPacks += size
 		}
 	})
+	// Of the catalogs those used last stay within the budget; the others are as good as files.
+	left := db.quota.limit.Load() / catalogShare
+	for b := range ageBuckets {
+		if left -= all[tierCatalog][b]; left >= 0 {
+			continue
+		}
+		c.budget = min(c.budget, uint64(bucketAge(b)))
+		all[tierFile][b] += all[tierCatalog][b]
+		packed[tierFile][b] += packed[tierCatalog][b]
+		all[tierCatalog][b], packed[tierCatalog][b] = 0, 0
+	}
 	m := n
 	for t := range tiers {
 		c.age[t], c.chunk[t] = noAge, noAge
+		if t == tierPinned && !hard {
+			continue
+		}
 		for b := ageBuckets - 1; b >= 0 && n > 0; b-- {
 			if n -= all[t][b]; all[t][b] > 0 {
 				c.age[t] = uint64(bucketAge(b))
@@ -218,6 +295,7 @@ func (db *DB) coldest(n int64) cutoff {
 // packHeat is how much of a pack is in use, and how recently it was used.
 type packHeat struct {
 	size, live, warm int64
+	pinned           int64   // of the live bytes
 	ages             float64 // of the live bytes, summed
 	oldest           uint32
 }
@@ -228,12 +306,18 @@ func (h *packHeat) add(cut *cutoff, l loc) {
 	if !cut.cold(l) {
 		h.warm += n
 	}
-	if cut.spares(l.class) {
+	if l.pinned {
+		h.pinned += n
+	}
+	if cut.spares(cut.tier(l)) {
 		return // as good as just used
 	}
 	h.ages += float64(n) * float64(age)
 	h.oldest = max(h.oldest, age)
 }
+
+// gain is what the pack's leaving would free: not what is copied forward.
+func (h *packHeat) gain() int64 { return h.size - max(h.pinned, min(h.warm, h.size/2)) }
 
 // meanAge takes dead bytes to be as old as the oldest object.
 func (h *packHeat) meanAge() float64 {
@@ -254,7 +338,8 @@ func (db *DB) evictRound(n int64, why reason) int64 {
 	n = max(n, db.packs.full.Load())
 	before := db.quota.freed.Load()
 	freed := func() int64 { return db.quota.freed.Load() - before }
-	cut := db.coldest(n)
+	hard := why == forLimit && db.quota.bytes() > db.quota.limit.Load()
+	cut := db.coldest(n, hard)
 	var cold []victim
 	heat := map[uint32]*packHeat{}
 	all := db.packs.all()
@@ -275,7 +360,10 @@ func (db *DB) evictRound(n int64, why reason) int64 {
 	due := cut.inPack
 	for _, p := range all {
 		h := heat[p.id]
-		gain := h.size - min(h.warm, h.size/2)
+		gain := h.gain()
+		if gain < h.size/8 && h.size > 0 {
+			continue
+		}
 		if (due >= gain/2 && due > 0 || h.live < h.size/2) && db.packs.idle(p) {
 			leaving = append(leaving, p)
 			due -= gain
@@ -283,14 +371,15 @@ func (db *DB) evictRound(n int64, why reason) int64 {
 	}
 	db.evictPacks(leaving, &cut, why)
 	db.evictChunks(cold, &cut, func() bool { return freed() >= n }, why)
-	for _, c := range []*cutoff{&cut, nil} { // packs are all warm, or what is cold is in the active one
+	for _, everything := range []bool{false, true} { // packs are all warm, or what is cold is in the active one
 		if freed() > 0 {
 			break
 		}
+		cut.all = everything
 		db.packs.seal()
 		for _, p := range all {
-			if db.packs.idle(p) {
-				db.evictPacks([]*pack{p}, c, why)
+			if h := heat[p.id]; db.packs.idle(p) && (hard || h.size-h.pinned > h.size/8) {
+				db.evictPacks([]*pack{p}, &cut, why)
 				break
 			}
 		}
@@ -319,7 +408,7 @@ func (ps *packs) idle(p *pack) bool {
 }
 
 // evictPacks removes packs whole. Objects that are not cold are copied forward first, the warmest first and up to half a
-// pack; without a cutoff none is.
+// pack; pinned ones always, and a pack stays that holds some which there is no room to copy.
 func (db *DB) evictPacks(leaving []*pack, cut *cutoff, why reason) {
 	if len(leaving) == 0 {
 		return
@@ -335,15 +424,20 @@ func (db *DB) evictPacks(leaving []*pack, cut *cutoff, why reason) {
 	})
 	for _, p := range leaving {
 		list := content[p.id]
-		if cut != nil {
-			slices.SortFunc(list, func(a, b victim) int {
-				return cmp.Or(cmp.Compare(b.loc.class, a.loc.class), cmp.Compare(cut.now-a.loc.used, cut.now-b.loc.used))
-			})
-		}
+		slices.SortFunc(list, func(a, b victim) int {
+			return cmp.Or(cmp.Compare(cut.tier(b.loc), cut.tier(a.loc)), cmp.Compare(cut.now-a.loc.used, cut.now-b.loc.used))
+		})
 		budget := p.size.Load() / 2
+		stays := false
 		for _, v := range list {
-			if n := v.loc.diskBytes(); cut != nil && !cut.cold(v.loc) && n <= budget && db.copyForward(v) {
+			n, hold := v.loc.diskBytes(), v.loc.pinned && cut.spares(tierPinned)
+			if !cut.cold(v.loc) && (n <= budget || hold) && db.copyForward(v) {
 				budget -= n
+				continue
+			}
+			if hold {
+				now, ok := db.table.get(v.key, false)
+				stays = stays || ok && now.samePlace(v.loc)
 				continue
 			}
 			if db.table.remove(v.key, v.loc) {
@@ -351,7 +445,9 @@ func (db *DB) evictPacks(leaving []*pack, cut *cutoff, why reason) {
 				db.countEvicted(why)
 			}
 		}
-		db.dropPack(p)
+		if !stays {
+			db.dropPack(p)
+		}
 	}
 }
 
@@ -389,6 +485,9 @@ func (db *DB) copyForward(v victim) bool {
 	return true
 }
 
+// catalogShare: the n-th part of the limit is the catalogs' own.
+const catalogShare = 4
+
 // removeChunk forgets a chunk and deletes its file, if k is still at l.
 func (db *DB) removeChunk(k key, l loc) bool {
 	defer db.chunks.lock(k).Unlock()
@@ -411,9 +510,12 @@ func (db *DB) giveBack(n int64) {
 }
 
 func (db *DB) countEvicted(why reason) {
-	if why == forSpace {
+	switch why {
+	case forSpace:
 		db.count.evictedSpace.add(1)
-	} else {
+	case asked:
+		db.count.evictedAsked.add(1)
+	default:
 		db.count.evictedLimit.add(1)
 	}
 }

@@ -72,7 +72,7 @@ func TestLimitHoldsUnderChurn(t *testing.T) {
 	if used, counted := du(t, dir), db.Stats().Bytes; counted < used-1<<20 || counted > used+used/10+2<<20 {
 		t.Errorf("counted %d bytes, du says %d", counted, used)
 	}
-	db.SetLimit(20 << 20)
+	_ = db.SetLimit(20 << 20)
 	eventually(t, "du is below the new limit", func() bool { return du(t, dir) <= 20<<20 })
 	closeDB(t, db)
 	if used := du(t, dir); used > 20<<20 {

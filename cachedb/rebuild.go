@@ -237,8 +237,11 @@ func (db *DB) adoptChunk(path, name string) (k key, ok bool) {
 
 // sumUp counts what is on disk and sets the clock behind all uses.
 func (db *DB) sumUp() {
-	total, clock := int64(0), uint32(0)
+	total, clock, pinned := int64(0), uint32(0), int64(0)
 	db.table.scan(func(_ *key, l loc) {
+		if l.pinned {
+			pinned += l.diskBytes()
+		}
 		if l.pack == 0 {
 			total += l.diskBytes()
 		}
@@ -248,5 +251,6 @@ func (db *DB) sumUp() {
 		total += p.size.Load()
 	}
 	db.quota.objects.Store(total)
+	db.quota.pinned.Store(pinned)
 	db.table.clock.Store(clock + 1)
 }

@@ -11,7 +11,9 @@ type loc struct {
 	pack, off   uint32 // pack 0: a chunk file
 	size        uint32
 	class       Class
-	suspect     bool   // written before an unclean stop, SHA-256 not yet checked
+	suspect     bool // written before an unclean stop, SHA-256 not yet checked
+	pinned      bool
+	use         uint8  // marks of objects in use, see hold.go
 	used, stamp uint32 // clock of the last use; the same as last handed to the index
 }
 
@@ -33,6 +35,7 @@ const shards = 64
 type table struct {
 	clock atomic.Uint32 // counts insertions; ages are differences of it, so it may wrap
 	count atomic.Int64
+	unpin func(l loc) // called, under the shard's lock, when a pinned object leaves
 	shard [shards]shard
 }
 
@@ -53,6 +56,8 @@ const (
 	metaLive     = 1 << 24
 	metaSuspect  = 1 << 25
 	metaClassBit = 26
+	metaPinned   = 1 << 28
+	metaUseBit   = 29 // two bits
 	metaSize     = metaLive - 1
 )
 
@@ -78,13 +83,16 @@ func (s *shard) find(k *key) (int, bool) {
 }
 
 func (e *slot) loc() loc {
-	return loc{pack: e.pack, off: e.off, size: e.meta & metaSize, class: Class(e.meta >> metaClassBit),
-		suspect: e.meta&metaSuspect != 0, used: atomic.LoadUint32(&e.used), stamp: e.stamp}
+	return loc{pack: e.pack, off: e.off, size: e.meta & metaSize, class: Class(e.meta >> metaClassBit & 3),
+		suspect: e.meta&metaSuspect != 0, pinned: e.meta&metaPinned != 0, use: uint8(e.meta >> metaUseBit & 3), used: atomic.LoadUint32(&e.used), stamp: e.stamp}
 }
 
 func (e *slot) set(l loc) {
 	e.pack, e.off, e.stamp = l.pack, l.off, l.stamp
-	e.meta = l.size | metaLive | uint32(l.class)<<metaClassBit
+	e.meta = l.size | metaLive | uint32(l.class)<<metaClassBit | uint32(l.use)<<metaUseBit
+	if l.pinned {
+		e.meta |= metaPinned
+	}
 	if l.suspect {
 		e.meta |= metaSuspect
 	}
@@ -175,6 +183,9 @@ func (t *table) remove(k key, was loc) bool {
 	i, ok := s.find(&k)
 	if !ok || !s.slots[i].loc().samePlace(was) {
 		return false
+	}
+	if l := s.slots[i].loc(); l.pinned && t.unpin != nil {
+		t.unpin(l)
 	}
 	s.erase(i)
 	s.n--

@@ -373,3 +373,43 @@ func trailerText(err error) string {
 	}
 	return out.String()
 }
+
+// Work does work on a source's content. Each line of progress goes to tell; the last one is returned.
+func (c *Client) Work(ctx context.Context, req WorkRequest, tell func(WorkProgress)) (p WorkProgress, err error) {
+	resp, err := c.send(ctx, http.MethodPost, "/v1/cache/work", req)
+	if err != nil {
+		return p, err
+	}
+	defer resp.Body.Close()
+	for dec := json.NewDecoder(resp.Body); !p.Done; tell(p) {
+		p = WorkProgress{}
+		if err := dec.Decode(&p); err != nil {
+			if ctx.Err() != nil {
+				return p, &Error{Interrupted, ctx.Err()}
+			}
+			return p, &Error{Internal, fmt.Errorf("answer of the daemon: %w", err)}
+		}
+	}
+	if p.Error != "" {
+		return p, &Error{p.Kind, errors.New(p.Error)}
+	}
+	return p, nil
+}
+
+// CacheReport tells of the cache, its pins and how much of the mounted images it has.
+func (c *Client) CacheReport(ctx context.Context) (*CacheReport, error) {
+	s := &CacheReport{}
+	return s, c.do(ctx, http.MethodGet, "/v1/cache", nil, s)
+}
+
+// TrimCache evicts until at most so many bytes are on disk.
+func (c *Client) TrimCache(ctx context.Context, bytes int64) (*TrimReply, error) {
+	s := &TrimReply{}
+	return s, c.do(ctx, http.MethodPost, "/v1/cache/trim", TrimRequest{bytes}, s)
+}
+
+// VerifyCache checks the whole cache.
+func (c *Client) VerifyCache(ctx context.Context, repair bool) (*VerifyReply, error) {
+	s := &VerifyReply{}
+	return s, c.do(ctx, http.MethodPost, "/v1/cache/verify", VerifyRequest{repair}, s)
+}

@@ -59,7 +59,8 @@ func (d *Daemon) server() *http.Server {
 		"POST /v1/mounts": d.postMount, "DELETE /v1/mounts": d.deleteMount, "GET /v1/mounts": d.getMounts, "GET /v1/mounts/wait": d.waitMount,
 		"POST /v1/mounts/refresh": d.refreshMount, "POST /v1/reload": d.postReload, "DELETE /v1/leases": d.deleteLease,
 		"GET /v1/status": d.getStatus, "GET /v1/ls": d.getList, "GET /v1/stat": d.getStat, "GET /v1/cat": d.getContent,
-		"PUT /v1/cache": d.putCache, "GET /metrics": d.getMetrics,
+		"PUT /v1/cache": d.putCache, "GET /v1/cache": d.getCache, "POST /v1/cache/work": d.postWork, "POST /v1/cache/trim": d.postTrim,
+		"POST /v1/cache/verify": d.postVerify, "GET /metrics": d.getMetrics,
 	} {
 		mux.Handle(pattern, d.handler(pattern, h))
 	}
@@ -225,13 +226,8 @@ func (d *Daemon) putCache(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if req.Limit < 0 {
 		return nil, problem(Usage, "cache limit %d is negative", req.Limit)
 	}
-	d.db.SetLimit(req.Limit)
-	if req.Limit == 0 {
-		if err := d.db.DeleteState(limitState); err != nil {
-			return nil, err
-		}
-	} else {
-		d.setLimitState(req.Limit)
+	if err := d.db.SetLimit(req.Limit); err != nil {
+		d.log.Error("recording the cache limit", "err", err)
 	}
 	return d.cacheStatus(), nil
 }

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +41,7 @@ type Daemon struct {
 
 	lastID  atomic.Int64
 	targets targetLocks
+	pinning sync.Mutex // held while pins change
 	mu      sync.Mutex // guards what follows; taken after a target's lock
 	mounts  map[string]*mount
 	leaving map[*mount]bool // detached, with users left
@@ -130,42 +130,7 @@ func (d *Daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.openLimit(); err != nil {
-		return errors.Join(err, d.db.Close())
-	}
 	return nil
-}
-
-const limitState = "limit"
-
-// openLimit makes the limit that was set for this cache hold, or records the one that is asked for.
-func (d *Daemon) openLimit() error {
-	if d.cfg.Quota > 0 {
-		d.setLimitState(d.cfg.Quota)
-		return nil
-	}
-	if q := d.settings().Quota; q > 0 {
-		d.db.SetLimit(q)
-		d.setLimitState(q)
-		return nil
-	}
-	b, err := d.db.State(limitState)
-	if err != nil {
-		return nil
-	}
-	limit, err := strconv.ParseInt(string(b), 10, 64)
-	if err != nil {
-		return fmt.Errorf("recorded cache limit: %w", err)
-	}
-	d.db.SetLimit(limit)
-	return nil
-}
-
-// setLimitState records the limit; on a full disk it holds until the daemon ends.
-func (d *Daemon) setLimitState(limit int64) {
-	if err := d.db.SetState(limitState, strconv.AppendInt(nil, limit, 10)); err != nil {
-		d.log.Error("recording the cache limit", "err", err)
-	}
 }
 
 // serve answers until the daemon is to end, and takes everything down.
@@ -185,6 +150,7 @@ func (d *Daemon) serve(ready func()) error {
 	d.wg.Go(func() { failed <- server.Serve(listener) })
 	d.wg.Go(d.reloadOnSignal)
 	d.wg.Go(d.sweep)
+	d.wg.Go(d.markInUse)
 	d.wg.Go(func() { watchdog(d.ctx, d.log, d.alive) })
 	d.log.Info("daemon ready", "cache", d.place.cache, "socket", d.place.socket(), "mounts", len(d.mounts))
 	notifyReady(d.log, len(d.mounts))

@@ -46,6 +46,8 @@ type mount struct {
 	begun       time.Time
 	tree        *index.Tree
 	fuse        *fusefs.Mounted
+	core        *fusefs.Core
+	counted     atomic.Pointer[[]ImageStatus]
 	chunks      *chunks
 	metrics     *metrics.Set
 	cancel      context.CancelFunc // ends what the mount does in the background
@@ -318,6 +320,7 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known boo
 		return nil, err
 	}
 	if d.ctx.Err() == nil {
+		m.core = core
 		m.fuse, err = fusefs.Mount(core, r.Target, fusefs.Options{
 			Source: r.Source, AllowOther: r.Options.AllowOther || os.Geteuid() == 0, FollowClient: r.Options.FollowClient,
 		})

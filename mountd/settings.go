@@ -63,8 +63,9 @@ func (d *Daemon) reload() (*ReloadReply, error) {
 	}
 	old := d.config.Swap(next)
 	if old != nil && next.Quota != old.Quota && next.Quota > 0 && d.cfg.Quota == 0 {
-		d.db.SetLimit(next.Quota)
-		d.setLimitState(next.Quota)
+		if err := d.db.SetLimit(next.Quota); err != nil {
+			d.log.Error("recording the cache limit", "err", err)
+		}
 	}
 	d.mu.Lock()
 	var all []*mount

@@ -30,6 +30,7 @@ type CacheStatus struct {
 	Limit          int64   `json:"limit"` // bytes on disk
 	Objects        int64   `json:"objects"`
 	MemoryBytes    int64   `json:"memory_bytes"`
+	PinnedBytes    int64   `json:"pinned_bytes"`
 	HitsMemory     int64   `json:"hits_memory"`
 	HitsDisk       int64   `json:"hits_disk"`
 	Misses         int64   `json:"misses"`
@@ -104,7 +105,7 @@ func (d *Daemon) status() Status {
 func (d *Daemon) cacheStatus() CacheStatus {
 	s := d.db.Stats()
 	return CacheStatus{
-		Dir: d.place.cache, Bytes: s.Bytes, Limit: s.Limit, Objects: s.Objects, MemoryBytes: s.MemoryBytes,
+		Dir: d.place.cache, Bytes: s.Bytes, Limit: s.Limit, Objects: s.Objects, MemoryBytes: s.MemoryBytes, PinnedBytes: s.Pinned,
 		HitsMemory: s.Hits.Memory, HitsDisk: s.Hits.Disk, Misses: s.Misses, HitRatio: ratio(s.Hits.Memory+s.Hits.Disk, s.Misses),
 		Evictions: s.Evictions, VerifyFailures: s.VerifyFailures, Uncached: s.Uncached,
 	}

@@ -68,6 +68,7 @@ func cacheCommand() *cobra.Command {
 	limit.PersistentFlags().StringVar(&dir, "cache", "", "cache `directory` (default: the home's)")
 	limit.AddCommand(set)
 	cmd.AddCommand(limit)
+	cmd.AddCommand(cacheWorkCommands()...)
 	return cmd
 }
 

@@ -1,0 +1,158 @@
+package cachedb
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skimfs/skimfs/index"
+)
+
+// Damage is a fault that Verify found.
+type Damage struct {
+	What     string // an object's digest, or a file of the cache
+	Reason   string
+	Repaired bool
+}
+
+// Verified is what Verify did.
+type Verified struct {
+	Objects int64 // read
+	Bytes   int64 // of their content
+}
+
+// Verify reads every object on disk and compares it with its digest, and checks the state records, the index and the list of
+// chunk files. Each fault goes to found. With repair a damaged object is dropped, a stray file removed, the state file written
+// anew. The index can only be told: it is rebuilt when the cache is opened next. Objects that leave or come meanwhile are no faults.
+func (db *DB) Verify(ctx context.Context, repair bool, found func(Damage)) (v Verified, err error) {
+	if db.closed.Load() {
+		return v, fs.ErrClosed
+	}
+	var all []victim
+	db.table.scan(func(k *key, l loc) { all = append(all, victim{*k, l}) })
+	for _, o := range all {
+		if ctx.Err() != nil {
+			return v, ctx.Err()
+		}
+		if db.closed.Load() {
+			return v, fs.ErrClosed
+		}
+		why := db.verifyObject(o)
+		v.Objects++
+		v.Bytes += int64(o.loc.size)
+		if now, ok := db.table.get(o.key, false); why == nil || !ok || !now.samePlace(o.loc) {
+			continue
+		}
+		if repair {
+			db.dropBad(o.key, o.loc, why)
+		}
+		found(Damage{index.SHA256Digest(o.key).String(), why.Error(), repair})
+	}
+	db.verifyStrays(repair, found)
+	db.verifyState(repair, found)
+	if err := db.verifyIndex(); err != nil {
+		found(Damage{filepath.Join(db.dir, "index"), err.Error(), false})
+	}
+	return v, nil
+}
+
+// verifyObject reads an object from the disk, not from a file that is open since before it was replaced.
+func (db *DB) verifyObject(o victim) error {
+	buf := scratch(int(o.loc.size))
+	defer buf.free()
+	err := db.verifyRead(o, buf.b)
+	switch {
+	case errors.Is(err, errGone):
+		return nil
+	case errors.Is(err, errDamaged), errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.EIO):
+		return err
+	case err != nil:
+		return nil // out of descriptors, say
+	case sha256.Sum256(buf.b) != o.key:
+		return fmt.Errorf("content does not match its digest: %w", errDamaged)
+	}
+	return nil
+}
+
+func (db *DB) verifyRead(o victim, b []byte) error {
+	if o.loc.pack != 0 {
+		return db.packs.read(o.key, o.loc, b, 0)
+	}
+	f, err := os.Open(db.chunks.path(o.key))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h, crcs, err := readTrailer(f, int64(o.loc.size))
+	if err == nil && h.key != o.key {
+		err = fmt.Errorf("another object's file: %w", errDamaged)
+	}
+	if err != nil {
+		return err
+	}
+	cf := chunkFile{f: f, crcs: crcs}
+	return cf.read(int64(o.loc.size), b, 0)
+}
+
+// verifyStrays finds files among the chunks that the cache knows nothing of.
+func (db *DB) verifyStrays(repair bool, found func(Damage)) {
+	names, _ := filepath.Glob(filepath.Join(db.chunks.dir, "*", "*"))
+	for _, path := range names {
+		var k key
+		name := filepath.Base(path)
+		if n, err := hex.Decode(k[:], []byte(name[:min(len(name), 2*len(k))])); err == nil && n == len(k) && db.chunks.path(k) == path {
+			unlock := db.chunks.lock(k) // whoever writes or removes it holds this
+			l, ok := db.table.get(k, false)
+			unlock.Unlock()
+			if ok && l.pack == 0 {
+				continue
+			}
+			if _, err := os.Lstat(path); err != nil {
+				continue // it left
+			}
+		}
+		d := Damage{path, "no object of this cache", false}
+		if repair {
+			d.Repaired = os.RemoveAll(path) == nil
+		}
+		found(d)
+	}
+}
+
+func (db *DB) verifyState(repair bool, found func(Damage)) {
+	db.state.mu.Lock()
+	defer db.state.mu.Unlock()
+	path := filepath.Join(db.dir, "state")
+	got, err := readStateFile(path)
+	if err == nil && len(got) != len(db.state.m) {
+		err = fmt.Errorf("%d records, want %d: %w", len(got), len(db.state.m), errDamaged)
+	}
+	if err == nil {
+		return
+	}
+	d := Damage{path, err.Error(), false}
+	if repair {
+		d.Repaired = db.writeStateFile(db.state.m) == nil
+	}
+	found(d)
+}
+
+// verifyIndex has badger check its tables, and compares what it holds with the table.
+func (db *DB) verifyIndex() error {
+	if err := db.flush(); err != nil {
+		return nil // there is no room to record; that is no damage
+	}
+	db.flushing.Lock()
+	defer db.flushing.Unlock()
+	return guard(func() error {
+		// Badger reads through mappings: what changed on the disk shows in them.
+		return db.badger.VerifyChecksum()
+	})
+}

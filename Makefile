@@ -32,6 +32,7 @@ test: deps lint ## run all tests, about 10 minutes
 	$(GO) test -timeout 15m $(TESTFLAGS) $(PLAIN)
 
 test-long: deps ## compare 2000 random images with umoci, 8 minutes on an idle machine (as root)
+	SKIMFS_KILLS=20 $(GO) test -timeout 60m $(TESTFLAGS) -run '^TestKilledDaemonLosesNothing$$' ./publishd
 	SKIMFS_STACKS=2000 $(GO) test -timeout 40m $(TESTFLAGS) -run '^TestRandomStacks$$' ./internal/e2e
 
 race: deps ## run all tests with the race detector, skimfs itself too

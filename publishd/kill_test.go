@@ -18,7 +18,7 @@ func killRounds() (rounds, jobs int) {
 	if n, err := strconv.Atoi(os.Getenv("SKIMFS_KILLS")); err == nil {
 		return n, 100
 	}
-	return 2, 12
+	return 1, 12
 }
 
 // The daemon is killed at random moments while jobs are submitted and run: each that was answered ends exactly once, none is lost, and each

@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -25,6 +26,9 @@ type Client struct {
 	transports []*http.Transport   // by proxy
 	trippers   []http.RoundTripper // the same, or what tests put around them
 	closed     atomic.Bool
+	throttle   throttle
+	paths      []atomic.Pointer[pathCounters] // by proxy and server
+	roots      *x509.CertPool // nil: the system's
 
 	mu      sync.Mutex // guards the current path
 	proxies *proxyChain
@@ -41,6 +45,10 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	roots, err := certificates(cfg.CAFile)
+	if err != nil {
+		return nil, err
+	}
 	servers, err := newStratum(cfg.Servers, cfg.ServerReset)
 	if err != nil {
 		return nil, err
@@ -52,8 +60,9 @@ func New(cfg Config) (*Client, error) {
 	c := &Client{
 		cfg: cfg, agent: []string{cfg.UserAgent}, dec: dec, count: newCounters(cfg.Metrics),
 		slots:   make(chan struct{}, cfg.Connections),
-		proxies: newProxyChain(groups, cfg.ProxyReset, rand.IntN), servers: servers,
+		proxies: newProxyChain(groups, cfg.ProxyReset, rand.IntN), servers: servers, roots: roots,
 	}
+	c.paths = make([]atomic.Pointer[pathCounters], len(c.proxies.all)*len(servers.all))
 	for _, p := range c.proxies.all {
 		t := c.transport(p)
 		c.transports = append(c.transports, t)
@@ -142,17 +151,23 @@ func (c *Client) get(ctx context.Context, w *want) ([]byte, error) {
 			c.closeIdle()
 		}
 	}()
+	if d := c.throttle.wait(w.path, time.Now()); d > 0 && !sleep(ctx, d) {
+		f := ctxFault(ctx)
+		return nil, &Error{Op: http.MethodGet, URL: w.path, Err: f.err, kind: f.kind}
+	}
 	r := c.route(w)
 	var last error // of the try before
 	for {
 		plain, f := c.try(ctx, r, w)
 		if f == nil {
 			c.arrived(r)
+			c.throttle.succeed(w.path)
 			return plain, nil
 		}
 		c.count.fault(f)
 		next := decide(f, c.ways(r))
 		wait := pause(r.retries, 1-rand.Float64(), c.cfg.BackoffInit, c.cfg.BackoffMax)
+		wait = max(wait, f.after)
 		if end, ok := ctx.Deadline(); ok && next == retry && time.Until(end) <= wait {
 			r.retries = c.cfg.MaxRetries // no time for a pause: on at once
 			next = decide(f, c.ways(r))
@@ -179,6 +194,9 @@ func (c *Client) get(ctx context.Context, w *want) ([]byte, error) {
 			c.count.refreshes.add(1)
 		case giveUp:
 			c.blame(r, f)
+			if f.side != sideLocal {
+				c.throttle.fail(w.path, time.Now())
+			}
 			return nil, &Error{
 				Op: http.MethodGet, URL: shown(r.server.file(w.path)), Proxy: r.proxy.String(),
 				Status: f.status, Attempts: r.attempts, Err: f.err, kind: f.kind,

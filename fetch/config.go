@@ -13,6 +13,10 @@ import (
 type Config struct {
 	Servers []string // base URLs of the repository's mirrors, in order of preference; at least one
 	Proxies string   // as ParseProxies reads it; "" means DIRECT
+	Shard   bool     // each object has a proxy of its own in its group, instead of one proxy for all of this client
+
+	Auth   Credentials // for the servers named in it; a user in a server's URL goes before
+	CAFile string      // certificates in PEM to trust besides the system's
 
 	Timeout       time.Duration // for connecting, and again for the first byte, through a proxy: 5 s
 	TimeoutDirect time.Duration // the same without a proxy: 10 s

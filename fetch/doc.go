@@ -17,7 +17,9 @@
 //   - Object returns nothing unless the whole content has the wanted digest and size.
 //   - No answer is read beyond what the caller's size or limit allows.
 //   - Waiting for a connection, for the first byte, or for a trickle slower than Config.LowSpeed ends by itself.
-//   - Only what the configuration lists is asked: no proxy of the environment, no redirect, DIRECT only if listed.
+//   - Only what the configuration lists is asked: no proxy of the environment, DIRECT only if listed. A server may point elsewhere a
+//     few times, never from https to http; what it is told to know its client by, nobody else is told.
+//   - A file that failed is asked for again after a pause that grows with each failure, to 2 s, and is forgotten after 10 s.
 //   - Errors and logs show URLs without credentials.
 //   - A missing object is not fs.ErrNotExist: that a file's content can't be had never means that there is no file.
 //

@@ -40,6 +40,10 @@ func (c *counter) add(n int64) {
 //	skimfs_fetch_dials_total                    connections begun
 //	skimfs_fetch_retries_total{why=…}           further tries on the same path: transfer, content
 //	skimfs_fetch_failovers_total{of=…}          changes of the current proxy or server
+//	skimfs_fetch_path_requests_total{proxy=…,server=…}  requests by the way they went, both as host:port
+//	skimfs_fetch_path_bytes_total{…}                    body bytes received
+//	skimfs_fetch_path_errors_total{…}                   failed tries
+//	skimfs_fetch_path_seconds{…}                        seconds a good answer took, histogram
 //	skimfs_fetch_errors_total{side=…,kind=…}    failed tries; sides and kinds as in retry.go
 type counters struct {
 	set                                  *metrics.Set
@@ -75,6 +79,26 @@ func (c *counters) fault(f *fault) {
 	c.mu.Lock()
 	c.errors[string(f.kind)]++
 	c.mu.Unlock()
+}
+
+// pathCounters count what went one way. They are made at its first use: most ways never have one.
+type pathCounters struct {
+	requests, bytes, errors *metrics.Counter
+	seconds                 *metrics.Histogram
+}
+
+func (c *counters) path(p *Proxy, s *server) *pathCounters {
+	proxy := direct
+	if !p.Direct() {
+		proxy = p.url.Host
+	}
+	labels := fmt.Sprintf(`{proxy=%q,server=%q}`, proxy, s.base.Host)
+	return &pathCounters{
+		requests: c.set.GetOrCreateCounter("skimfs_fetch_path_requests_total" + labels),
+		bytes:    c.set.GetOrCreateCounter("skimfs_fetch_path_bytes_total" + labels),
+		errors:   c.set.GetOrCreateCounter("skimfs_fetch_path_errors_total" + labels),
+		seconds:  c.set.GetOrCreateHistogram("skimfs_fetch_path_seconds" + labels),
+	}
 }
 
 // Stats returns the client's counters and its current path.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -49,6 +50,7 @@ type fault struct {
 	again  bool // the same path deserves another try
 	status int
 	err    error
+	after  time.Duration // not to be asked before: what Retry-After says
 }
 
 // judge finds the fault behind an error of the transport or of reading the body (row W05 of CernVM-FS' semantics).
@@ -114,12 +116,26 @@ func judgeStatus(code int, h http.Header, proxied bool) *fault {
 	case code == http.StatusNotFound, code == http.StatusGone:
 		f.side, f.kind = sideData, kindMissing
 	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable:
-		f.kind, f.again = kindBusy, true
+		f.kind, f.again, f.after = kindBusy, true, retryAfter(h.Get("Retry-After"), time.Now())
 	case code == http.StatusBadRequest, code >= 500:
 	case proxied:
 		f.side = sideProxy
 	}
 	return f
+}
+
+// maxRetryAfter bounds what a server may ask for.
+const maxRetryAfter = time.Minute
+
+// retryAfter reads seconds or a date. What it can't read is no wish.
+func retryAfter(value string, now time.Time) time.Duration {
+	var d time.Duration
+	if n, err := strconv.ParseUint(value, 10, 31); err == nil {
+		d = time.Duration(n) * time.Second
+	} else if at, err := http.ParseTime(value); err == nil {
+		d = at.Sub(now)
+	}
+	return min(max(d, 0), maxRetryAfter)
 }
 
 // step is what a request does after a fault.

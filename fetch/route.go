@@ -36,7 +36,11 @@ func (c *Client) route(w *want) *route {
 	c.proxies.refresh(now)
 	c.servers.refresh(now)
 	r := &route{noCache: w.noCache}
-	c.aim(r, c.proxies.cur, c.servers.cur)
+	p := c.proxies.cur
+	if c.cfg.Shard {
+		p = c.proxies.shard(w.path)
+	}
+	c.aim(r, p, c.servers.cur)
 	l.compare(c)
 	c.mu.Unlock()
 	l.write(c, nil)
@@ -113,6 +117,9 @@ func (c *Client) left(r *route, f *fault) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p, s := c.proxies.cur, c.servers.cur
+	if c.cfg.Shard && f.side == sideProxy && !c.proxies.burned[r.p] {
+		return false // it is not the current one, and nobody left it
+	}
 	return r.free(p, s) && (f.side == sideProxy && p != r.p || f.side == sideHost && s != r.s)
 }
 

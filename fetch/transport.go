@@ -2,11 +2,16 @@ package fetch
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"sync/atomic"
 	"time"
 )
@@ -19,7 +24,7 @@ func (c *Client) transport(p *Proxy) *http.Transport {
 		Proxy: func(*http.Request) (*url.URL, error) { return p.url, nil },
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			c.count.dials.add(1)
-			return dialer.DialContext(ctx, network, addr)
+			return dialAny(ctx, dialer, network, addr)
 		},
 		OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
 			if answer.StatusCode != http.StatusOK {
@@ -27,6 +32,7 @@ func (c *Client) transport(p *Proxy) *http.Transport {
 			}
 			return nil
 		},
+		TLSClientConfig:        &tls.Config{RootCAs: c.roots, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:    limit,
 		ResponseHeaderTimeout:  limit,
 		DisableCompression:     true, // digests are checked over what came
@@ -55,17 +61,34 @@ func (c *Client) try(ctx context.Context, r *route, w *want) ([]byte, *fault) {
 	case <-ctx.Done():
 		return nil, ctxFault(ctx)
 	}
+	begin, count := time.Now(), c.counted(r)
 	body, f := c.receive(ctx, r, w)
 	<-c.slots
+	count.requests.Inc()
+	count.bytes.Add(len(body))
 	if f != nil {
+		count.errors.Inc()
 		return nil, f
 	}
 	defer buffers.put(body)
+	count.seconds.UpdateDuration(begin)
 	plain, err := w.check(body)
 	if err != nil {
+		count.errors.Inc()
 		return nil, &fault{side: sideData, kind: kindContent, status: http.StatusOK, err: err}
 	}
 	return plain, nil
+}
+
+// counted returns the counters of r's path.
+func (c *Client) counted(r *route) *pathCounters {
+	at := &c.paths[r.p*len(c.servers.all)+r.s]
+	n := at.Load()
+	if n == nil {
+		n = c.count.path(r.proxy, r.server)
+		at.Store(n)
+	}
+	return n
 }
 
 // receive makes one request and returns the body in a buffer of the pool.
@@ -93,9 +116,24 @@ func (c *Client) receive(parent context.Context, r *route, w *want) ([]byte, *fa
 	}
 	r.attempts++
 	c.count.requests.add(1)
-	resp, err := c.trippers[r.p].RoundTrip(c.request(ctx, r, w))
-	if err != nil {
-		return nil, fail(err)
+	req := c.request(ctx, r, w)
+	var resp *http.Response
+	for hops := 0; ; hops++ {
+		var err error
+		if resp, err = c.trippers[r.p].RoundTrip(req); err != nil {
+			return nil, fail(err)
+		}
+		if !isRedirect(resp.StatusCode) || resp.Header.Get("X-Squid-Error") != "" {
+			break
+		}
+		c.count.bytes.add(drain(resp.Body))
+		resp.Body.Close()
+		to, err := redirected(req.URL, resp, hops)
+		if err != nil {
+			return nil, &fault{side: sideHost, kind: kindRedirect, status: resp.StatusCode, err: err}
+		}
+		req = c.follow(req, to, r)
+		c.count.requests.add(1)
 	}
 	defer resp.Body.Close()
 	silent.Stop()
@@ -127,14 +165,84 @@ func (c *Client) request(ctx context.Context, r *route, w *want) *http.Request {
 	case w.cache != "":
 		h["Cache-Control"] = []string{w.cache}
 	}
-	if r.server.auth != "" {
-		h["Authorization"] = []string{r.server.auth}
+	u := r.server.file(w.path)
+	if auth := c.auth(u, r); auth != "" {
+		h["Authorization"] = []string{auth}
 	}
 	req := &http.Request{
-		Method: http.MethodGet, URL: r.server.file(w.path), Header: h,
+		Method: http.MethodGet, URL: u, Header: h,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
 	return req.WithContext(ctx)
+}
+
+// auth returns the value of the Authorization header for u. What r's server is told, nobody else is.
+func (c *Client) auth(u *url.URL, r *route) string {
+	if r.server.auth != "" && sameHost(u, r.server.base) {
+		return r.server.auth
+	}
+	return c.cfg.Auth.of(u)
+}
+
+// follow returns req for another URL, with the credentials of that one.
+func (c *Client) follow(req *http.Request, to *url.URL, r *route) *http.Request {
+	next := req.Clone(req.Context())
+	next.URL = to
+	next.Header.Del("Authorization")
+	if auth := c.auth(to, r); auth != "" {
+		next.Header.Set("Authorization", auth)
+	}
+	return next
+}
+
+// certificates returns the system's and those of file; nil if file is "".
+func certificates(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("certificates: %w", err)
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("certificates %q: no certificate in PEM found", file)
+	}
+	return pool, nil
+}
+
+// dialAny connects to one of addr's addresses, beginning with a random one: a name with several is a group of its own. Names are
+// resolved anew for each connection.
+func dialAny(ctx context.Context, d *net.Dialer, network, addr string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || net.ParseIP(host) != nil {
+		return d.DialContext(ctx, network, addr)
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
+	defer cancel()
+	ips, err := net.DefaultResolver.LookupIPAddr(ctx, host)
+	if err != nil {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
+	}
+	var first error
+	for i, k := range rand.Perm(len(ips)) {
+		share := *d
+		share.Timeout = d.Timeout
+		if end, ok := ctx.Deadline(); ok { // a dead address leaves time for the others
+			share.Timeout = max(time.Until(end)/time.Duration(len(ips)-i), time.Millisecond)
+		}
+		conn, err := share.DialContext(ctx, network, net.JoinHostPort(ips[k].String(), port))
+		if err == nil {
+			return conn, nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return nil, first
 }
 
 var (

@@ -2,6 +2,7 @@ package fetch_test
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"log/slog"
 	"math/rand"
@@ -13,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/VictoriaMetrics/metrics"
 
 	"github.com/skimfs/skimfs/fetch"
 	"github.com/skimfs/skimfs/index"
@@ -218,4 +221,13 @@ func newOrigin(t testing.TB, body []byte) *httptest.Server {
 	}))
 	t.Cleanup(s.Close)
 	return s
+}
+
+func newSet() *metrics.Set { return metrics.NewSet() }
+
+func addresses(host string) ([]string, error) { return net.LookupHost(host) }
+
+func timeout(t testing.TB, d time.Duration) (context.Context, context.CancelFunc) {
+	t.Helper()
+	return context.WithTimeout(t.Context(), d)
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/skimfs/skimfs/cachedb"
+	"github.com/skimfs/skimfs/fetch"
 	"github.com/skimfs/skimfs/index"
 )
 
@@ -53,7 +54,8 @@ const readAhead = 32 << 20
 type chunks struct {
 	via      atomic.Pointer[*origin] // how objects are reached; a remount may change it
 	db       *cachedb.DB
-	deadline time.Duration
+	deadline time.Duration // of one go at the network
+	hang     bool          // go on for ever
 	ahead    *semaphore.Weighted
 	done     context.Context // ends with the mount
 	fetching sync.WaitGroup  // read-ahead under way
@@ -62,8 +64,8 @@ type chunks struct {
 	objects, files, bytes atomic.Int64 // fetched: objects, those that begin a file, plain bytes
 }
 
-func newChunks(g *origin, deadline time.Duration, ahead *semaphore.Weighted, done context.Context) *chunks {
-	s := &chunks{db: g.db, deadline: deadline, ahead: ahead, done: done}
+func newChunks(g *origin, o Options, ahead *semaphore.Weighted, done context.Context) *chunks {
+	s := &chunks{db: g.db, deadline: o.deadline(), hang: o.Hang, ahead: ahead, done: done}
 	s.via.Store(&g)
 	return s
 }
@@ -73,7 +75,12 @@ func (s *chunks) origin() *origin { return *s.via.Load() }
 
 // catalog loads a catalog. It is an index.CatalogLoader.
 func (s *chunks) catalog(ctx context.Context, ref index.CatalogRef) (*index.Catalog, error) {
-	return s.origin().catalog(ctx, ref)
+	var c *index.Catalog
+	err := s.insist(ctx, func(ctx context.Context) (err error) {
+		c, err = s.origin().catalog(ctx, ref)
+		return err
+	})
+	return c, err
 }
 
 // ReadCached reads from c at off if it is in the node's cache.
@@ -91,19 +98,50 @@ func (s *chunks) ReadChunk(ctx context.Context, c index.Chunk, p []byte, off int
 	if off < 0 || off+int64(len(p)) > c.Size {
 		return fmt.Errorf("reading %d bytes at %d of a chunk of %d: %w", len(p), off, c.Size, index.ErrFormat)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, s.deadline, errDeadline)
-	defer cancel()
-	plain, err := s.whole(ctx, c)
+	var plain []byte
+	err := s.insist(ctx, func(ctx context.Context) (err error) {
+		plain, err = s.whole(ctx, c)
+		return err
+	})
 	if err != nil {
 		s.errors.Add(1)
-		if cause := context.Cause(ctx); errors.Is(cause, errDeadline) {
-			err = fmt.Errorf("%v: %w", err, cause)
-		}
 		return fmt.Errorf("reading chunk %v: %w", c.Digest, err)
 	}
 	copy(p, plain[off:])
 	return nil
 }
+
+// insist calls f with a deadline and, if the mount hangs rather than fails, again until the network gives what it is asked for or ctx ends.
+func (s *chunks) insist(ctx context.Context, f func(context.Context) error) error {
+	for wait := hangFirst; ; wait = min(2*wait, hangMost) {
+		err := func() error {
+			ctx, cancel := context.WithTimeoutCause(ctx, s.deadline, errDeadline)
+			defer cancel()
+			err := f(ctx)
+			if cause := context.Cause(ctx); err != nil && errors.Is(cause, errDeadline) {
+				err = fmt.Errorf("%v: %w", err, cause)
+			}
+			return err
+		}()
+		var network *fetch.Error
+		if err == nil || !s.hang || !errors.As(err, &network) && !errors.Is(err, errDeadline) && !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-s.done.Done():
+			return err
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Pauses between the goes of a mount that hangs.
+const (
+	hangFirst = 500 * time.Millisecond
+	hangMost  = 15 * time.Second
+)
 
 var errDeadline = errors.New("the deadline for a read has passed")
 

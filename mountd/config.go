@@ -3,6 +3,7 @@ package mountd
 import (
 	"log/slog"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -32,6 +33,10 @@ type Options struct {
 	AllowOther    bool          `json:"allow_other,omitempty"`    // other users may enter; always so for root
 	UID           *uint32       `json:"uid,omitempty"`            // owner of all files; root: the image's, a user: himself
 	GID           *uint32       `json:"gid,omitempty"`            // the same for groups
+	Shard         bool          `json:"shard,omitempty"`          // spread objects over the members of a group of proxies
+	Auth          string        `json:"auth,omitempty"`           // absolute path of a file that fetch.ReadCredentials reads
+	CA            string        `json:"ca,omitempty"`             // absolute path of a file of certificates to trust besides the system's
+	Hang          bool          `json:"hang,omitempty"`           // a read waits for ever, instead of for Deadline
 	Deadline      time.Duration `json:"deadline,omitempty"`       // for one read, in ns: 30 s
 	Timeout       time.Duration `json:"timeout,omitempty"`        // for a connection and the first byte through a proxy, in ns: 5 s
 	Direct        time.Duration `json:"direct,omitempty"`         // the same without a proxy, in ns: 10 s
@@ -50,6 +55,18 @@ const (
 	defaultTTL      = 240 * time.Second
 )
 
+// forever is longer than any mount lives.
+const forever = 100 * 365 * 24 * time.Hour
+
+// patience is how long an operation waits for the network.
+func (o Options) patience() time.Duration {
+	if o.Hang {
+		return forever
+	}
+	return o.deadline()
+}
+
+// deadline is how long one go at the network may take.
 func (o Options) deadline() time.Duration {
 	if o.Deadline > 0 {
 		return o.Deadline
@@ -75,6 +92,11 @@ func (o Options) check() error {
 	}
 	if o.Revision != 0 && !o.Date.IsZero() {
 		return problem(Usage, "both a revision and a date are given")
+	}
+	for name, path := range map[string]string{"auth": o.Auth, "ca": o.CA} {
+		if path != "" && !filepath.IsAbs(path) {
+			return problem(Usage, "%s: %q is not an absolute path", name, path)
+		}
 	}
 	for _, s := range o.Servers {
 		if src, err := ParseSource(s); err != nil || src.URL == "" || src.Path != "" {

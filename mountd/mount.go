@@ -305,9 +305,9 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known boo
 	if err := reach(ctx, m.tree, r.Directory, g.catalog); err != nil {
 		return nil, fmt.Errorf("catalogs of %s: %w", r.Source, err)
 	}
-	m.chunks = newChunks(g, r.Options.deadline(), d.ahead, background)
+	m.chunks = newChunks(g, r.Options, d.ahead, background)
 	core, err := fusefs.New(fusefs.Config{
-		Tree: m.tree, Root: r.Directory, Chunks: m.chunks, Catalogs: m.chunks.catalog, Deadline: r.Options.deadline(), Owner: owner(r.Options),
+		Tree: m.tree, Root: r.Directory, Chunks: m.chunks, Catalogs: m.chunks.catalog, Deadline: r.Options.patience(), Owner: owner(r.Options),
 		MapUID: r.Options.UIDMap.mapper(), MapGID: r.Options.GIDMap.mapper(), WorldReadable: r.Options.WorldReadable,
 		TTL: namesValid(r.Options.ttl(r.TTL)), SqfsAlias: r.Options.SqfsAlias, Magic: m.magic, MagicNames: m.magicNames, Log: d.log.With("mount", r.Target), Metrics: m.metrics, Labels: fmt.Sprintf("mount=\"%d\"", m.id),
 	})

@@ -176,7 +176,7 @@ func (d *Daemon) getContent(w http.ResponseWriter, r *http.Request) (any, error)
 		w.Header().Set("Trailer", ErrorTrailer)
 		w.Header().Set("Content-Type", "application/octet-stream")
 		ctx, cancel := context.WithCancel(r.Context())
-		s := newChunks(g, o.deadline(), d.ahead, ctx)
+		s := newChunks(g, o, d.ahead, ctx)
 		defer s.fetching.Wait()
 		defer cancel()
 		sent := false

@@ -50,7 +50,7 @@ func newOrigins() *origins { return &origins{m: map[string]*origin{}, set: metri
 // take returns the origin of src under o. The caller gives it back with release.
 func (all *origins) take(src Source, o Options, db *cachedb.DB, version string, log *slog.Logger) (*origin, error) {
 	servers := o.servers(src)
-	key := fmt.Sprintf("%q %q %v %v", servers, o.Proxy, o.Timeout, o.Direct)
+	key := fmt.Sprintf("%q %q %v %v %v %q %q", servers, o.Proxy, o.Timeout, o.Direct, o.Shard, o.Auth, o.CA)
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	if g := all.m[key]; g != nil {
@@ -59,9 +59,16 @@ func (all *origins) take(src Source, o Options, db *cachedb.DB, version string, 
 		}
 		return g, nil
 	}
+	var auth fetch.Credentials
+	if o.Auth != "" {
+		var err error
+		if auth, err = fetch.ReadCredentials(o.Auth); err != nil {
+			return nil, &Error{Usage, err}
+		}
+	}
 	client, err := fetch.New(fetch.Config{
 		Servers: servers, Proxies: o.Proxy, Timeout: o.Timeout, TimeoutDirect: o.Direct, UserAgent: "skimfs/" + version, Log: log,
-		Metrics: all.set,
+		Shard: o.Shard, Auth: auth, CAFile: o.CA, Metrics: all.set,
 	})
 	if err != nil {
 		return nil, &Error{Usage, err}

@@ -44,7 +44,10 @@ var options = []option{
 		o.PublicKey, err = mountd.ReadKeyFile(v)
 		return err
 	}},
-	{"proxy", "LIST", "DIRECT", "proxies: | balances in a group, ; begins the next group; DIRECT only if listed", false, func(o *mountOptions, v string) error {
+	{"proxy", "LIST", "DIRECT", "proxies: | balances in a group, ; begins the next group; DIRECT only if listed; auto: what http_proxy says", false, func(o *mountOptions, v string) error {
+		if strings.EqualFold(strings.TrimSpace(v), "auto") {
+			v = environmentProxy()
+		}
 		o.Proxy = v
 		return nil
 	}},
@@ -81,6 +84,22 @@ var options = []option{
 		return err
 	}},
 	{"ro", "", "always on", "read-only", false, func(*mountOptions, string) error { return nil }},
+	{"proxy_shard", "yes|no", "no", "each object has a proxy of its own in the group, so that the group's squids keep more together", false, func(o *mountOptions, v string) (err error) {
+		o.Shard, err = parseYes(v)
+		return err
+	}},
+	{"auth", "FILE", "none", "credentials by server: lines HOST bearer TOKEN, or HOST basic USER:PASSWORD; mode 0600", false, func(o *mountOptions, v string) (err error) {
+		o.Auth, err = filepath.Abs(v)
+		return err
+	}},
+	{"ca", "FILE", "the system's", "certificates (PEM) to trust besides the system's", false, func(o *mountOptions, v string) (err error) {
+		o.CA, err = filepath.Abs(v)
+		return err
+	}},
+	{"hang", "yes|no", "no", "a read waits for ever, killable, instead of failing at the deadline", false, func(o *mountOptions, v string) (err error) {
+		o.Hang, err = parseYes(v)
+		return err
+	}},
 	{"deadline", "TIME", "30s", "for one read: then it is an input/output error", false, func(o *mountOptions, v string) (err error) {
 		o.Deadline, err = parseTime(v)
 		return err
@@ -305,6 +324,25 @@ func optionsHelp() string {
 		fmt.Fprintf(&b, "  %-18s %s (%s)\n", name, o.help, o.def)
 	}
 	return strings.TrimRight(b.String(), "\n")
+}
+
+func parseYes(v string) (bool, error) {
+	switch strings.ToLower(v) {
+	case "yes", "on", "true", "1":
+		return true, nil
+	case "no", "off", "false", "0":
+		return false, nil
+	}
+	return false, fmt.Errorf("%q is neither yes nor no", v)
+}
+
+// environmentProxy is the proxy that the environment names, or DIRECT. As elsewhere HTTP_PROXY doesn't count: a web server sets it from
+// what a client sends.
+func environmentProxy() string {
+	if p := strings.TrimSpace(os.Getenv("http_proxy")); p != "" {
+		return p
+	}
+	return "DIRECT"
 }
 
 func parseSize(v string) (int64, error) {

@@ -1,0 +1,255 @@
+package fetch_test
+
+import (
+	"bytes"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/skimfs/skimfs/fetch"
+)
+
+func TestW15RedirectTakesNoCredentialsElsewhere(t *testing.T) {
+	obj := newObject(t, 5000)
+	elsewhere := newNode(t, obj.wire, right)
+	n := newNode(t, nil, status(301, "Location", elsewhere.URL+"/there"))
+	c := newClient(t, fetch.Config{Servers: []string{strings.Replace(n.URL, "http://", "http://user:secret@", 1)}})
+	got, err := c.Object(t.Context(), obj.digest, 5000)
+	if err != nil || !bytes.Equal(got, obj.plain) {
+		t.Fatalf("got %d bytes, error %v", len(got), err)
+	}
+	if h := n.header("Authorization"); h[0] == "" {
+		t.Error("the server was not told who asks")
+	}
+	if h := elsewhere.header("Authorization"); len(h) != 1 || h[0] != "" {
+		t.Errorf("another host was told %q", h)
+	}
+}
+
+func TestW22CredentialsByServerFromAFile(t *testing.T) {
+	obj := newObject(t, 5000)
+	n := newNode(t, obj.wire, right)
+	file := filepath.Join(t.TempDir(), "auth")
+	host := strings.TrimPrefix(n.URL, "http://")
+	if err := os.WriteFile(file, []byte("# ours\nother.example.org basic u:p\n"+host+" bearer t0ken\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	creds, err := fetch.ReadCredentials(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(t, fetch.Config{Servers: []string{n.URL}, Auth: creds})
+	if _, err := c.Object(t.Context(), obj.digest, 5000); err != nil {
+		t.Fatal(err)
+	}
+	if h := n.header("Authorization"); h[0] != "Bearer t0ken" {
+		t.Errorf("the server was told %q", h)
+	}
+	if err := os.Chmod(file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fetch.ReadCredentials(file); err == nil {
+		t.Error("a file that others may read was accepted")
+	}
+	for _, text := range []string{"host", "host bearer", "host token x", "host basic userpassword", "http://host bearer s3cret", "h bearer a\nh bearer b", "h bearer a\x00b"} {
+		if _, err := fetch.ParseCredentials([]byte(text)); err == nil || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%q: error %v", text, err)
+		}
+	}
+}
+
+func FuzzParseCredentials(f *testing.F) {
+	f.Add([]byte("a.example.org bearer x\nb:80 basic u:p\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		creds, err := fetch.ParseCredentials(text)
+		for host, value := range creds {
+			if err != nil || host == "" || strings.ContainsAny(value, "\r\n\x00") {
+				t.Errorf("%q: %q with error %v", host, value, err)
+			}
+		}
+	})
+}
+
+func TestHTTPSWithAGivenCA(t *testing.T) {
+	obj := newObject(t, 5000)
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { right(w, r, obj.wire) }))
+	t.Cleanup(s.Close)
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(t, fetch.Config{Servers: []string{s.URL}, CAFile: file})
+	if _, err := c.Object(t.Context(), obj.digest, 5000); err != nil {
+		t.Error(err)
+	}
+	c = newClient(t, fetch.Config{Servers: []string{s.URL}})
+	if _, err := c.Object(t.Context(), obj.digest, 5000); err == nil || c.Stats().Errors["tls"] == 0 {
+		t.Errorf("an unknown certificate: error %v, %v", err, c.Stats().Errors)
+	}
+	if _, err := fetch.New(fetch.Config{Servers: []string{s.URL}, CAFile: os.Args[0]}); err == nil {
+		t.Error("a file without certificates was accepted")
+	}
+}
+
+func TestW03ShardingKeepsObjectsAtTheirProxies(t *testing.T) {
+	objects := make([]object, 60)
+	wire := map[string][]byte{}
+	for i := range objects {
+		objects[i] = newObject(t, 100+i)
+		wire[objects[i].digest.ObjectPath()] = objects[i].wire
+	}
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		right(w, r, wire[strings.TrimPrefix(r.URL.Path, "/")])
+	}))
+	t.Cleanup(origin.Close)
+	a, b, d := newNode(t, nil, forward), newNode(t, nil, forward), newNode(t, nil, forward)
+	proxies := []*node{a, b, d}
+	list := a.URL + "|" + b.URL + "|" + d.URL
+	where := func(c *fetch.Client) (by [60]int) {
+		for i, o := range objects {
+			before := [3]int{a.count(), b.count(), d.count()}
+			if _, err := c.Object(t.Context(), o.digest, int64(len(o.plain))); err != nil {
+				t.Fatal(err)
+			}
+			by[i] = -1
+			for k, p := range proxies {
+				if p.count() > before[k] {
+					by[i] = k
+				}
+			}
+		}
+		return by
+	}
+	one := where(newClient(t, fetch.Config{Servers: []string{origin.URL}, Proxies: list, Shard: true}))
+	two := where(newClient(t, fetch.Config{Servers: []string{origin.URL}, Proxies: list, Shard: true}))
+	if one != two {
+		t.Errorf("two clients differ:\n%v\n%v", one, two)
+	}
+	var share [3]int
+	for _, k := range one {
+		share[k]++
+	}
+	for k, n := range share {
+		if n < 8 {
+			t.Errorf("proxy %d has %d of 60 objects", k, n)
+		}
+	}
+	d.Close()
+	three := where(newClient(t, fetch.Config{Servers: []string{origin.URL}, Proxies: list, Shard: true}))
+	for i := range one {
+		if one[i] != 2 && three[i] != one[i] {
+			t.Errorf("object %d went from proxy %d to %d though only the third is dead", i, one[i], three[i])
+		}
+	}
+}
+
+func TestRetryAfterIsObeyed(t *testing.T) {
+	t.Parallel()
+	obj := newObject(t, 5000)
+	for _, code := range []int{429, 503} {
+		n := newNode(t, obj.wire, status(code, "Retry-After", "1"), right)
+		c := newClient(t, fetch.Config{Servers: []string{n.URL}})
+		begin := time.Now()
+		if _, err := c.Object(t.Context(), obj.digest, 5000); err != nil {
+			t.Error(err)
+		}
+		if d := time.Since(begin); d < time.Second {
+			t.Errorf("%d: asked again after %v", code, d)
+		}
+	}
+}
+
+func TestRetryAfterBeyondTheDeadlineGoesToTheMirror(t *testing.T) {
+	t.Parallel()
+	obj := newObject(t, 5000)
+	n, mirror := newNode(t, obj.wire, status(503, "Retry-After", "3600")), newNode(t, obj.wire, right)
+	c := newClient(t, fetch.Config{Servers: []string{n.URL, mirror.URL}})
+	ctx, cancel := timeout(t, 20*time.Second)
+	defer cancel()
+	if _, err := c.Object(ctx, obj.digest, 5000); err != nil || n.count() != 1 {
+		t.Errorf("error %v after %d requests", err, n.count())
+	}
+}
+
+func TestD08RepeatedFailuresAreThrottledAndHeal(t *testing.T) {
+	t.Parallel()
+	obj := newObject(t, 5000)
+	other := newObject(t, 600)
+	n := newNode(t, nil, func(w http.ResponseWriter, r *http.Request, _ []byte) {
+		if strings.HasSuffix(r.URL.Path, other.digest.ObjectPath()) {
+			right(w, r, other.wire)
+			return
+		}
+		w.WriteHeader(500)
+	})
+	c := newClient(t, fetch.Config{Servers: []string{n.URL}})
+	begin := time.Now()
+	tries := 0
+	for ; time.Since(begin) < time.Second; tries++ {
+		if _, err := c.Object(t.Context(), obj.digest, 5000); err == nil {
+			t.Fatal("no error")
+		}
+	}
+	// 32+64+128+256+512 ms are 992 ms.
+	if tries > 7 {
+		t.Errorf("%d tries in a second", tries)
+	}
+	if _, err := c.Object(t.Context(), other.digest, 600); err != nil || time.Since(begin) > 5*time.Second {
+		t.Errorf("another object: %v", err)
+	}
+	n.mu.Lock()
+	n.answers = []answer{func(w http.ResponseWriter, r *http.Request, _ []byte) { right(w, r, obj.wire) }}
+	n.mu.Unlock()
+	if _, err := c.Object(t.Context(), obj.digest, 5000); err != nil {
+		t.Errorf("healed: %v", err)
+	}
+}
+
+func TestW04NameWithSeveralAddresses(t *testing.T) {
+	ips, err := addresses("localhost")
+	if err != nil || len(ips) == 0 {
+		t.Skip("localhost has no address here")
+	}
+	obj := newObject(t, 5000)
+	n := newNode(t, obj.wire, right)
+	port := n.URL[strings.LastIndexByte(n.URL, ':')+1:]
+	for range 4 { // whichever address comes first, ::1 refuses
+		c := newClient(t, fetch.Config{Servers: []string{"http://localhost:" + port}})
+		if _, err := c.Object(t.Context(), obj.digest, 5000); err != nil {
+			t.Errorf("error %v", err)
+		}
+	}
+	_, err = newClient(t, fetch.Config{Servers: []string{"http://nobody.invalid"}, TimeoutDirect: time.Second}).Object(t.Context(), obj.digest, 5000)
+	var fe *fetch.Error
+	if !errors.As(err, &fe) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestPathMetrics(t *testing.T) {
+	obj := newObject(t, 5000)
+	origin, p := newNode(t, obj.wire, right), newNode(t, nil, forward)
+	set := newSet()
+	c := newClient(t, fetch.Config{Servers: []string{origin.URL}, Proxies: p.URL, Metrics: set})
+	if _, err := c.Object(t.Context(), obj.digest, 5000); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	set.WritePrometheus(&b)
+	labels := fmt.Sprintf(`{proxy=%q,server=%q}`, strings.TrimPrefix(p.URL, "http://"), strings.TrimPrefix(origin.URL, "http://"))
+	for _, line := range []string{
+		"skimfs_fetch_path_requests_total" + labels + " 1", "skimfs_fetch_path_bytes_total" + labels + " " + strconv.Itoa(len(obj.wire)), "skimfs_fetch_path_seconds_count" + labels + " 1",
+	} {
+		if !strings.Contains(b.String(), line+"\n") {
+			t.Errorf("no %q in\n%s", line, b.String())
+		}
+	}
+}

@@ -28,7 +28,7 @@ type Client struct {
 	closed     atomic.Bool
 	throttle   throttle
 	paths      []atomic.Pointer[pathCounters] // by proxy and server
-	roots      *x509.CertPool // nil: the system's
+	roots      *x509.CertPool                 // nil: the system's
 
 	mu      sync.Mutex // guards the current path
 	proxies *proxyChain

@@ -143,7 +143,11 @@ func TestW03ShardingKeepsObjectsAtTheirProxies(t *testing.T) {
 		}
 	}
 	d.Close()
-	three := where(newClient(t, fetch.Config{Servers: []string{origin.URL}, Proxies: list, Shard: true}))
+	c := newClient(t, fetch.Config{Servers: []string{origin.URL}, Proxies: list, Shard: true})
+	three := where(c)
+	if n := c.Stats().Errors["connect"]; n > 2 {
+		t.Errorf("the dead proxy was asked %d times, want a try and its retry", n)
+	}
 	for i := range one {
 		if one[i] != 2 && three[i] != one[i] {
 			t.Errorf("object %d went from proxy %d to %d though only the third is dead", i, one[i], three[i])

@@ -2,6 +2,7 @@
 GO      ?= go
 PREFIX  ?= /usr/local
 DESTDIR ?=
+OUT     ?= bin
 BINDIR  ?= $(PREFIX)/bin
 SBINDIR ?= /sbin
 UNITDIR ?= $(PREFIX)/lib/systemd/system
@@ -14,15 +15,15 @@ TESTFLAGS ?=
 BENCHFLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test test-long race fuzz lint bench bench-big docs install uninstall clean demo demo-stop FORCE
+.PHONY: help build deps test test-long race fuzz lint bench bench-big docs install uninstall deb rpm clean demo demo-stop FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-build: bin/skimfs ## compile bin/skimfs, one static binary
+build: $(OUT)/skimfs ## compile bin/skimfs, one static binary
 
-bin/skimfs: FORCE
-	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./cmd/skimfs
+$(OUT)/skimfs: FORCE
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w $(if $(VERSION),-X main.release=$(VERSION))' -o $@ ./cmd/skimfs
 
 deps: ## install the Debian packages that tests and demo need (as root)
 	scripts/deps
@@ -67,26 +68,32 @@ demo-stop: ## take down what the demo left
 	scripts/demo stop
 
 docs: build ## write man pages and completions, made from the command table, to bin/
-	rm -rf bin/man bin/completion && mkdir -p bin/completion
-	bin/skimfs man bin/man
-	for shell in bash zsh fish; do bin/skimfs completion $$shell >bin/completion/skimfs.$$shell; done
+	rm -rf $(OUT)/man $(OUT)/completion && mkdir -p $(OUT)/completion
+	$(OUT)/skimfs man $(OUT)/man
+	for shell in bash zsh fish; do $(OUT)/skimfs completion $$shell >$(OUT)/completion/skimfs.$$shell; done
 
 install: docs ## install below PREFIX (/usr/local); DESTDIR for packages
-	install -D -m 0755 bin/skimfs $(DESTDIR)$(BINDIR)/skimfs
+	install -D -m 0755 $(OUT)/skimfs $(DESTDIR)$(BINDIR)/skimfs
 	install -d $(DESTDIR)$(SBINDIR) && for name in mount.skimfs mount.fuse.skimfs; do ln -sf $(BINDIR)/skimfs $(DESTDIR)$(SBINDIR)/$$name; done
-	install -d $(DESTDIR)$(PREFIX)/share/man/man1 && install -m 0644 bin/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
-	install -D -m 0644 bin/completion/skimfs.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/skimfs
-	install -D -m 0644 bin/completion/skimfs.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs
-	install -D -m 0644 bin/completion/skimfs.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 && install -m 0644 $(OUT)/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	install -D -m 0644 $(OUT)/completion/skimfs.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/skimfs
+	install -D -m 0644 $(OUT)/completion/skimfs.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs
+	install -D -m 0644 $(OUT)/completion/skimfs.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish
 	install -D -m 0644 packaging/skimfs.conf $(DESTDIR)$(PREFIX)/share/doc/skimfs/skimfs.conf
-	install -D -m 0644 packaging/systemd/skimfs-mountd.service $(DESTDIR)$(UNITDIR)/skimfs-mountd.service
-	sed -i 's|^ExecStart=[^ ]*skimfs|ExecStart=$(BINDIR)/skimfs|' $(DESTDIR)$(UNITDIR)/skimfs-mountd.service
+	install -d $(DESTDIR)$(UNITDIR) && install -m 0644 packaging/systemd/* $(DESTDIR)$(UNITDIR)/
+	sed -i 's|^\(Exec[A-Za-z]*\)=/usr/bin/skimfs|\1=$(BINDIR)/skimfs|' $(DESTDIR)$(UNITDIR)/skimfs-mountd.service $(DESTDIR)$(UNITDIR)/skimfs@.service
 
 uninstall: ## remove what install put there
 	rm -f $(DESTDIR)$(BINDIR)/skimfs $(DESTDIR)$(SBINDIR)/mount.skimfs $(DESTDIR)$(SBINDIR)/mount.fuse.skimfs $(DESTDIR)$(PREFIX)/share/man/man1/skimfs.1 $(DESTDIR)$(PREFIX)/share/man/man1/skimfs-*.1 \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/skimfs $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs \
-		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish $(DESTDIR)$(UNITDIR)/skimfs-mountd.service \
+		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(wildcard packaging/systemd/*))) \
 		$(DESTDIR)$(PREFIX)/share/doc/skimfs/skimfs.conf
+
+deb: ## make bin/skimfs_*.deb with nfpm; VERSION=0.1.0
+	scripts/package deb
+
+rpm: ## make bin/skimfs-*.rpm with nfpm; VERSION=0.1.0
+	scripts/package rpm
 
 clean: demo-stop ## remove what was built; the cached images stay
 	rm -rf bin .demo .bench

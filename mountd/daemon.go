@@ -138,7 +138,7 @@ func (d *Daemon) serve(ready func()) error {
 	if err := d.writeRecord(); err != nil {
 		return err
 	}
-	listener, err := listenUnix(d.place.socket())
+	listener, given, err := d.listen()
 	if err != nil {
 		return err
 	}
@@ -166,7 +166,9 @@ func (d *Daemon) serve(ready func()) error {
 	notifyStopping(d.log)
 	d.active.end()
 	// From here on a new command starts the next daemon, which waits for the cache.
-	os.Remove(d.place.socket())
+	if !given { // systemd keeps its own, and starts the next daemon for who connects
+		os.Remove(d.place.socket())
+	}
 	d.cancel()
 	stop, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()

@@ -117,7 +117,7 @@ func commands() []*cobra.Command {
 	return []*cobra.Command{
 		repoCommand(), publishCommand(), serveCommand(),
 		publishdCommand(), submitCommand(), waitCommand(), opCommand(), resolveCommand(), publishdWorkerCommand(),
-		mountCommand(), umountCommand(), releaseCommand(), statusCommand(), lsCommand(), catCommand(), statCommand(), cacheCommand(), prefetchCommand(), configCommand(), reloadCommand(), mountdCommand(),
+		mountCommand(), umountCommand(), releaseCommand(), statusCommand(), lsCommand(), catCommand(), statCommand(), cacheCommand(), prefetchCommand(), configCommand(), reloadCommand(), probeCommand(), doctorCommand(), fuserCommand(), bugreportCommand(), mountdCommand(),
 		versionCommand(), manCommand(),
 	}
 }

@@ -220,6 +220,8 @@ func configCommand() *cobra.Command {
 		Short:   "Show or check the configuration",
 		Long: `Show or check the configuration: /etc/skimfs/skimfs.conf and /etc/skimfs/conf.d/*.conf, for users then ~/.config/skimfs/skimfs.conf and conf.d.
 Keys are those of ` + "`skimfs mount -o`" + `; a section [repository."NAME"] is for one repository. -o counts more than a file.`,
+		Example: `  skimfs config show
+  skimfs config check /etc/skimfs/skimfs.conf`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}

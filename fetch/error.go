@@ -81,6 +81,20 @@ func hidden(raw string) string {
 	return hidden(scheme) + "://…" + raw[at:]
 }
 
+// WithoutCredentials returns a URL or a list of them, separated by ";" and "|", without user names and passwords: fit to be shown.
+func WithoutCredentials(list string) string {
+	var b strings.Builder
+	for list != "" {
+		n := strings.IndexAny(list, ";|")
+		if n < 0 {
+			return b.String() + hidden(list)
+		}
+		b.WriteString(hidden(list[:n]) + list[n:n+1])
+		list = list[n+1:]
+	}
+	return b.String()
+}
+
 // parseURL is url.Parse with an error that doesn't repeat raw.
 func parseURL(raw string) (*url.URL, error) {
 	u, err := url.Parse(raw)

@@ -29,13 +29,12 @@ func (c *Core) Lookup(dir NodeID, name []byte, out *Entry) error {
 		out.Attr = Attr{}
 		return nil
 	}
-	s := at.slot
 	if child.Image {
-		if s, err = c.enter(at.tree, child); err != nil {
+		if _, err = c.enter(at.tree, child); err != nil {
 			return err
 		}
 	} else {
-		s.lookups.Add(1)
+		at.slot.lookups.Add(1)
 	}
 	c.fill(&out.Attr, c.id(at.slot, child), &n.Attr)
 	return nil

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/skimfs/skimfs/fetch"
 )
 
 // magicPrefix begins the names of the attributes of a mounted directory that tell of the mount.
@@ -15,7 +17,7 @@ const magicPrefix = "user.skimfs."
 // magicXattrs are the attributes of the mounted directory, as CernVM-FS's of like names; docs/operate.md lists them. They answer from memory.
 var magicXattrs = map[string]func(m *mount) (value string, ok bool){
 	"repository": func(m *mount) (string, bool) { return m.record.Repository, true },
-	"source":     func(m *mount) (string, bool) { return m.record.Source, true },
+	"source":     func(m *mount) (string, bool) { return fetch.WithoutCredentials(m.record.Source), true },
 	"revision":   func(m *mount) (string, bool) { return strconv.FormatUint(m.shown.Load().revision, 10), true },
 	"root":       func(m *mount) (string, bool) { return m.shown.Load().root.Digest.String(), true },
 	"image":      func(m *mount) (string, bool) { return m.record.Image.Digest.String(), !m.record.Image.Digest.IsZero() },
@@ -24,11 +26,13 @@ var magicXattrs = map[string]func(m *mount) (value string, ok bool){
 	"version":    func(m *mount) (string, bool) { return m.version, true },
 	"uptime":     func(m *mount) (string, bool) { return strconv.Itoa(int(time.Since(m.daemonBegun).Minutes())), true },
 	"host":       func(m *mount) (string, bool) { return m.chunks.origin().client.Stats().Server, true },
-	"host_list":  func(m *mount) (string, bool) { return strings.Join(m.chunks.origin().servers, ";"), true },
-	"proxy":      func(m *mount) (string, bool) { return m.chunks.origin().client.Stats().Proxy, true },
+	"host_list": func(m *mount) (string, bool) {
+		return fetch.WithoutCredentials(strings.Join(m.chunks.origin().servers, ";")), true
+	},
+	"proxy": func(m *mount) (string, bool) { return m.chunks.origin().client.Stats().Proxy, true },
 	"proxy_list": func(m *mount) (string, bool) {
 		if list := m.options().Proxy; list != "" {
-			return list, true
+			return fetch.WithoutCredentials(list), true
 		}
 		return "DIRECT", true
 	},

@@ -158,9 +158,18 @@ func (all *origins) totals() (sum fetch.Stats, files int64, each []OriginStatus)
 		st := g.client.Stats()
 		addStats(&sum, st)
 		files += g.files.Load()
-		each = append(each, OriginStatus{Servers: g.servers, Server: st.Server, Proxy: st.Proxy, InUse: g.refs > 0, Fetch: fetchStatus(st, g.files.Load())})
+		each = append(each, OriginStatus{Servers: withoutCredentials(g.servers), Server: st.Server, Proxy: st.Proxy, InUse: g.refs > 0, Fetch: fetchStatus(st, g.files.Load())})
 	}
 	return sum, files, each
+}
+
+// withoutCredentials returns servers as they may be shown: whoever may ask for the status sees them.
+func withoutCredentials(servers []string) []string {
+	out := make([]string, len(servers))
+	for i, s := range servers {
+		out[i] = fetch.WithoutCredentials(s)
+	}
+	return out
 }
 
 func addStats(sum *fetch.Stats, s fetch.Stats) {
@@ -190,4 +199,6 @@ func (r *repository) state(what string) string {
 }
 
 // where names the repository and its servers, for errors.
-func (r *repository) where() string { return r.name + " at " + strings.Join(r.servers, ", ") }
+func (r *repository) where() string {
+	return r.name + " at " + fetch.WithoutCredentials(strings.Join(r.servers, ";"))
+}

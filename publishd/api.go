@@ -225,12 +225,12 @@ func (a *api) own(id string, c Caller) error {
 	return err
 }
 
-func (a *api) verb(w http.ResponseWriter, r *http.Request, c Caller) error {
+func (a *api) verb(w http.ResponseWriter, r *http.Request, _ Caller) error {
 	id, verb, _ := strings.Cut(r.PathValue("id"), ":")
 	lasting := context.WithoutCancel(r.Context())
 	if verb != "wait" {
-		var err error
-		if c, err = a.caller(r, ScopeSubmit); err != nil {
+		c, err := a.caller(r, ScopeSubmit) // more than reading
+		if err != nil {
 			return err
 		}
 		if err := a.own(id, c); err != nil {

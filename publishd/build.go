@@ -152,6 +152,38 @@ func (w *worker) layoutOf(archive string) (string, error) {
 	return "oci:" + dir, errors.Join(os.WriteFile(filepath.Join(dir, "index.json"), index, 0o600), os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o600))
 }
 
+// plainLoopback has registries on loopback asked over plain HTTP where they know no TLS; all others must show a certificate.
+const plainLoopback = `[[registry]]
+location = "localhost"
+insecure = true
+
+[[registry]]
+location = "127.0.0.1"
+insecure = true
+`
+
+// allowPlainLoopback adds plainLoopback to the machine's registries.conf for a buildah whose home is dir.
+func allowPlainLoopback(dir string) error {
+	dir = filepath.Join(dir, ".config", "containers", "registries.conf.d")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "skimfs.conf"), []byte(plainLoopback), 0o644)
+}
+
+// ownCredentials is the docker config of the service's own user, empty if there is none.
+func ownCredentials() string {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return ""
+	}
+	file := filepath.Join(home, ".docker", "config.json")
+	if _, err := os.Stat(file); err != nil {
+		return ""
+	}
+	return file
+}
+
 // build makes an image with buildah and returns it as a source. Images that are built from come from where the Containerfile says; ones on
 // loopback over plain HTTP.
 func (w *worker) build(ctx context.Context) (string, error) {
@@ -164,6 +196,9 @@ func (w *worker) build(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", problem("UNSUPPORTED_MEDIA", "this service builds with buildah, which is not installed")
 	}
+	if err := allowPlainLoopback(w.Spool); err != nil {
+		return "", err
+	}
 	if c != nil {
 		if err := errors.Join(os.Chmod(filepath.Dir(w.Spool), 0o711), os.Chown(w.Spool, int(c.Uid), int(c.Gid))); err != nil {
 			return "", err
@@ -175,7 +210,7 @@ func (w *worker) build(ctx context.Context) (string, error) {
 	}
 	store := []string{"--root", filepath.Join(w.Spool, "root"), "--runroot", filepath.Join(w.Spool, "run"), "--storage-driver", "vfs"}
 	args := append([]string{}, store...)
-	args = append(args, "build", "--isolation", "chroot", "--layers=false", "--tls-verify=false", "--ulimit", "nofile=1024:1024", "--ulimit", "core=0:0", "--tag", "skimfs-build", "--format", "oci")
+	args = append(args, "build", "--isolation", "chroot", "--layers=false", "--ulimit", "nofile=1024:1024", "--ulimit", "core=0:0", "--tag", "skimfs-build", "--format", "oci")
 	for k, v := range w.Request.Args {
 		args = append(args, "--build-arg", k+"="+v)
 	}
@@ -189,9 +224,9 @@ func (w *worker) build(ctx context.Context) (string, error) {
 	run := func(args ...string) error {
 		cmd := w.command(ctx, c, args[0], args[1:]...)
 		cmd.Stdout = w.stderr
-		cmd.Env = append(cmd.Env, "TMPDIR="+w.Spool, "BUILDAH_ISOLATION=chroot", "XDG_RUNTIME_DIR="+w.Spool)
-		if c != nil {
-			cmd.Env = append(cmd.Env, "HOME="+w.Spool)
+		cmd.Env = append(cmd.Env, "TMPDIR="+w.Spool, "BUILDAH_ISOLATION=chroot", "XDG_RUNTIME_DIR="+w.Spool, "HOME="+w.Spool)
+		if auth := ownCredentials(); c == nil && auth != "" {
+			cmd.Env = append(cmd.Env, "REGISTRY_AUTH_FILE="+auth)
 		}
 		if err := cmd.Run(); err != nil {
 			if ctx.Err() != nil {

@@ -112,7 +112,7 @@ func (c *Client) Wait(ctx context.Context, id string, limit time.Duration) (o Op
 	return o, c.call(ctx, http.MethodPost, "/v1/operations/"+url.PathEscape(id)+":wait?timeout="+limit.String(), nil, &o)
 }
 
-// Cancel, Retry and Forget do what their names say.
+// Cancel ends an operation that has not ended.
 func (c *Client) Cancel(ctx context.Context, id string) (o Operation, err error) {
 	return o, c.call(ctx, http.MethodPost, "/v1/operations/"+url.PathEscape(id)+":cancel", nil, &o)
 }

@@ -2,6 +2,7 @@ package publishd_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,7 +20,10 @@ import (
 )
 
 func (s *service) http() *http.Client {
-	return &http.Client{Transport: &http.Transport{Dial: func(_, _ string) (net.Conn, error) { return net.Dial("unix", s.socket()) }}}
+	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", s.socket())
+	}}}
 }
 
 // conforms checks a value against a schema of the document, as far as the document goes: types, required and unknown keys, enums.

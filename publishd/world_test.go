@@ -1,12 +1,10 @@
 package publishd_test
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -162,11 +160,10 @@ func tree(t testing.TB, content string) string {
 	return dir
 }
 
-// gate stands before a real registry: it counts, holds requests back, and answers in its place.
+// gate stands before a real registry: it holds requests back, and answers in its place.
 type gate struct {
 	*httptest.Server
 	mu     sync.Mutex
-	asked  map[string]int // by kind: manifests, blobs
 	answer func(w http.ResponseWriter, r *http.Request) bool
 }
 
@@ -177,14 +174,9 @@ func newGate(t testing.TB, backend string) *gate {
 		t.Fatal(err)
 	}
 	proxy := httputil.NewSingleHostReverseProxy(u)
-	g := &gate{asked: map[string]int{}}
+	g := &gate{}
 	g.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g.mu.Lock()
-		for _, kind := range []string{"manifests", "blobs"} {
-			if strings.Contains(r.URL.Path, "/"+kind+"/") {
-				g.asked[kind]++
-			}
-		}
 		answer := g.answer
 		g.mu.Unlock()
 		if answer == nil || !answer(w, r) {
@@ -201,25 +193,10 @@ func (g *gate) set(answer func(w http.ResponseWriter, r *http.Request) bool) {
 	g.mu.Unlock()
 }
 
-func (g *gate) count(kind string) int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.asked[kind]
-}
-
 func (g *gate) ref(name string) string { return strings.TrimPrefix(g.URL, "http://") + "/" + name }
 
 // layout is a small real image as an OCI layout.
 func layout(t testing.TB) string { return testkit.Whiteouts(t, testkit.Gzip) }
-
-func lines(r io.Reader, f func(string)) error {
-	s := bufio.NewScanner(r)
-	s.Buffer(nil, 4<<20)
-	for s.Scan() {
-		f(s.Text())
-	}
-	return s.Err()
-}
 
 func decode(t testing.TB, text string, v any) {
 	t.Helper()

@@ -53,8 +53,8 @@ func (r *Repo) GC(ctx context.Context, grace time.Duration, dryRun bool) (GCRepo
 	for _, m := range append(kept, r.manifest) {
 		// Of a revision that was replaced, images without a name may be gone already.
 		only := named
-		if m == r.manifest {
-			only = nil
+		if m == r.manifest && !dryRun {
+			only = nil // it holds no others by now
 		}
 		use, err := r.reachOnly(ctx, m.Root, only)
 		if err != nil {

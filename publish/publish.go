@@ -291,7 +291,7 @@ func count(root *index.Entry, info *index.ImageInfo, sizes map[index.Digest]int6
 	}
 }
 
-// Remove drops names, and images that no name leads to any more, in one new revision. Their objects stay until a later GC.
+// Remove drops names in one new revision. The images they led to stay, for what runs from them, until a GC after the retention time.
 func (r *Repo) Remove(ctx context.Context, names ...string) error {
 	end, err := r.join(ctx)
 	if err != nil {
@@ -305,20 +305,6 @@ func (r *Repo) Remove(ctx context.Context, names ...string) error {
 				return &NameError{Name: name, Have: slices.Sorted(maps.Keys(before))}
 			}
 			if err := t.remove(name); err != nil {
-				return err
-			}
-		}
-		_, after := t.names()
-		still := map[string]bool{}
-		for _, flat := range after {
-			still[flat] = true
-		}
-		for _, name := range names {
-			flat := before[name]
-			if still[flat] || t.at(flat) == nil {
-				continue
-			}
-			if err := t.remove(flat); err != nil {
 				return err
 			}
 		}

@@ -131,10 +131,19 @@ func TestNumbersAreNeverUsedAgain(t *testing.T) {
 	if err := r.Remove(t.Context(), "reg.example/a/b:1"); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{"reg.example", v1.Flat} {
-		if _, err := r.view().Resolve(t.Context(), path, false); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s after its last name is gone: %v", path, err)
-		}
+	if _, err := r.view().Resolve(t.Context(), "reg.example", false); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the registry after its last name is gone: %v", err)
+	}
+	if n := r.number(v1.Flat); n != v1.Slot {
+		t.Errorf("what runs from an image lost its place with the name: slot %d, was %d", n, v1.Slot)
+	}
+	later := time.Now().Add(60 * 24 * time.Hour)
+	publish.SetClock(r.Repo, func() time.Time { return later })
+	if _, err := r.GC(t.Context(), 100*24*time.Hour, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.view().Resolve(t.Context(), v1.Flat, false); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the image after GC: %v", err)
 	}
 	back := r.publish("oci:"+layout+":v1", "reg.example/a/b:1", publish.Options{})
 	for _, path := range []string{"reg.example", "reg.example/a", "reg.example/a/b:1", back.Flat} {
@@ -343,10 +352,14 @@ func TestGCKeepsWhatIsNeeded(t *testing.T) {
 	if got := gc(24*time.Hour, false); got.Objects != 0 || got.Images != 0 || got.Revisions != 0 {
 		t.Errorf("within the retention time: %+v, want nothing deleted", got)
 	}
-	if got := gc(60*24*time.Hour, true); got.Images != 1 || got.Objects == 0 || !exists("only in the old image") {
+	dry := gc(60*24*time.Hour, true)
+	if got := dry; got.Images != 1 || got.Objects == 0 || !exists("only in the old image") {
 		t.Errorf("dry run: %+v, old content still there %t", got, exists("only in the old image"))
 	}
 	got := gc(60*24*time.Hour, false)
+	if got.Objects < dry.Objects || got.Objects > dry.Objects+2 { // the catalogs above the image change as well
+		t.Errorf("%d objects deleted, a dry run said %d", got.Objects, dry.Objects)
+	}
 	if got.Images != 1 || got.Revisions == 0 || exists("only in the old image") || !exists("in both") || !exists("only in the new image") {
 		t.Errorf("after the retention time: %+v", got)
 	}

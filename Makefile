@@ -80,6 +80,7 @@ install: docs ## install below PREFIX (/usr/local); DESTDIR for packages
 	install -D -m 0644 $(OUT)/completion/skimfs.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs
 	install -D -m 0644 $(OUT)/completion/skimfs.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish
 	install -D -m 0644 packaging/skimfs.conf $(DESTDIR)$(PREFIX)/share/doc/skimfs/skimfs.conf
+	install -D -m 0644 packaging/grafana/skimfs.json $(DESTDIR)$(PREFIX)/share/doc/skimfs/grafana.json
 	install -d $(DESTDIR)$(UNITDIR) && install -m 0644 packaging/systemd/* $(DESTDIR)$(UNITDIR)/
 	sed -i 's|^\(Exec[A-Za-z]*\)=/usr/bin/skimfs|\1=$(BINDIR)/skimfs|' $(DESTDIR)$(UNITDIR)/skimfs-mountd.service $(DESTDIR)$(UNITDIR)/skimfs@.service
 
@@ -87,7 +88,7 @@ uninstall: ## remove what install put there
 	rm -f $(DESTDIR)$(BINDIR)/skimfs $(DESTDIR)$(SBINDIR)/mount.skimfs $(DESTDIR)$(SBINDIR)/mount.fuse.skimfs $(DESTDIR)$(PREFIX)/share/man/man1/skimfs.1 $(DESTDIR)$(PREFIX)/share/man/man1/skimfs-*.1 \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/skimfs $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs \
 		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(wildcard packaging/systemd/*))) \
-		$(DESTDIR)$(PREFIX)/share/doc/skimfs/skimfs.conf
+		$(DESTDIR)$(PREFIX)/share/doc/skimfs/skimfs.conf $(DESTDIR)$(PREFIX)/share/doc/skimfs/grafana.json
 
 deb: ## make bin/skimfs_*.deb with nfpm; VERSION=0.1.0
 	scripts/package deb

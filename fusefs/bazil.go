@@ -119,6 +119,7 @@ func (s *server) handle(req fuse.Request, scratch []byte) {
 // await answers a request that has to wait, at the latest when its deadline is over.
 func (s *server) await(req fuse.Request, kind op, start time.Time) {
 	debug.SetPanicOnFault(true)
+	defer s.core.stats.wait(start)()
 	ctx, cancel := context.WithTimeoutCause(s.ctx, s.core.cfg.Deadline, errDeadline)
 	defer cancel()
 	ctx, leave := s.waiters.enter(ctx, req.Hdr())

@@ -2,6 +2,8 @@ package fusefs
 
 import (
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
@@ -41,31 +43,73 @@ func (o op) String() string { return opNames[o] }
 // opMetrics counts and times the requests of one mount.
 type opMetrics struct {
 	requests [opCount]*metrics.Counter
-	seconds  [opCount]*metrics.Histogram
+	seconds  [opCount]atomic.Pointer[metrics.PrometheusHistogram] // made with the first value
+	name     func(o op) string
+	set      *metrics.Set
 	detached *metrics.Counter // requests that had to wait
 	bytes    *metrics.Counter // of files, given to the kernel
+
+	mu      sync.Mutex // guards waiting
+	waiting map[*time.Time]struct{}
 }
 
 func newOpMetrics(set *metrics.Set, labels string) *opMetrics {
 	m := &opMetrics{
+		set: set, waiting: map[*time.Time]struct{}{},
+		name:     func(o op) string { return metricName("skimfs_fuse_request_seconds", labels, "op", o.String()) },
 		detached: set.GetOrCreateCounter(metricName("skimfs_fuse_waits_total", labels)),
 		bytes:    set.GetOrCreateCounter(metricName("skimfs_fuse_read_bytes_total", labels)),
 	}
 	for o := range opCount {
 		m.requests[o] = set.GetOrCreateCounter(metricName("skimfs_fuse_requests_total", labels, "op", o.String()))
-		m.seconds[o] = set.GetOrCreateHistogram(metricName("skimfs_fuse_request_seconds", labels, "op", o.String()))
 	}
 	return m
 }
 
 // done tells of an answered request.
 func (m *opMetrics) done(o op, start time.Time) {
-	m.seconds[o].Update(time.Since(start).Seconds())
+	h := m.seconds[o].Load()
+	if h == nil {
+		h = m.set.GetOrCreatePrometheusHistogramExt(m.name(o), requestBuckets)
+		m.seconds[o].Store(h)
+	}
+	h.Update(time.Since(start).Seconds())
+}
+
+// requestBuckets are upper bounds in seconds: answers from memory, from the cache, from a near and a far server, and what comes close to a deadline.
+var requestBuckets = []float64{0.00001, 0.0001, 0.001, 0.01, 0.1, 1, 10, 30}
+
+// hungAfter is the age from which on a request that waits is counted as hung.
+const hungAfter = 10 * time.Second
+
+// wait counts a request among those that wait until done is called. What doesn't wait is answered from memory and can't hang.
+func (m *opMetrics) wait(start time.Time) (done func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.waiting[&start] = struct{}{}
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.waiting, &start)
+	}
+}
+
+// hung returns how many requests wait for longer than hungAfter.
+func (m *opMetrics) hung() (n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for start := range m.waiting {
+		if time.Since(*start) > hungAfter {
+			n++
+		}
+	}
+	return n
 }
 
 // register adds what is read off the Core when metrics are asked for.
 func (c *Core) register() {
 	set := c.cfg.Metrics
+	set.GetOrCreateGauge(metricName("skimfs_fuse_hung_requests", c.cfg.Labels), func() float64 { return float64(c.stats.hung()) })
 	set.GetOrCreateGauge(metricName("skimfs_fuse_references", c.cfg.Labels), func() float64 {
 		sum := c.Lookups()
 		for _, s := range c.Slots() {

@@ -15,14 +15,15 @@ import (
 
 // Config says what a daemon is. Zero values mean the default given at the field.
 type Config struct {
-	Home    Home
-	Cache   string        // directory; Home.Cache. One daemon owns it
-	Quota   int64         // bytes on disk; 0: what was last set for this cache, or else cachedb's default
-	Idle    time.Duration // > 0: end after so long without a mount and without a request
-	Version string
-	Load    func() (*Settings, error) // reads the configuration, at the start and at a reload; nil: there is none
-	Reload  <-chan os.Signal          // asks for a reload
-	Log     *slog.Logger              // silent
+	Home          Home
+	Cache         string        // directory; Home.Cache. One daemon owns it
+	Quota         int64         // bytes on disk; 0: what was last set for this cache, or else cachedb's default
+	Idle          time.Duration // > 0: end after so long without a mount and without a request
+	Version       string
+	Load          func() (*Settings, error) // reads the configuration, at the start and at a reload; nil: there is none
+	Reload        <-chan os.Signal          // asks for a reload
+	MetricsListen string                    // host:port where /metrics is answered over TCP; "": only on the control socket
+	Log           *slog.Logger              // silent
 }
 
 // Options say how a source is mounted or read. Zero values mean the default given at the field.

@@ -142,6 +142,10 @@ func (d *Daemon) serve(ready func()) error {
 	if err != nil {
 		return err
 	}
+	if err := d.serveMetrics(); err != nil {
+		listener.Close()
+		return err
+	}
 	d.active = newActivity(d.cfg.Idle, d.cancel)
 	release, _ := d.active.hold()
 	d.restore()

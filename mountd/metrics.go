@@ -45,6 +45,7 @@ func (d *Daemon) writeMetrics(w io.Writer) {
 	metricOffline.Set(float64(offline))
 	metricRefused.Set(float64(refused))
 	metrics.WritePrometheus(w, true)
+	metrics.WriteFDMetrics(w)
 	for _, s := range sets {
 		s.WritePrometheus(w)
 	}

@@ -35,12 +35,12 @@ type config struct {
 
 // Keys of the table that only files, or only commands, may set.
 var (
-	fileOnly    = []string{"log_level", "keys"}
+	fileOnly    = []string{"log_level", "keys", "metrics_listen"}
 	commandOnly = []string{"ro", "remount", "idle"}
 	// daemonWide are the keys that a section for a repository can't have.
-	daemonWide = []string{"cache", "quota", "log_level", "keys"}
+	daemonWide = []string{"cache", "quota", "log_level", "keys", "metrics_listen"}
 	// ownDaemon are the keys that the site's files set for root's daemon alone: a user's has its own places.
-	ownDaemon = []string{"cache", "quota", "log_level", "keys", "uid", "gid", "uid_map", "gid_map", "allow_other"}
+	ownDaemon = []string{"cache", "quota", "log_level", "keys", "metrics_listen", "uid", "gid", "uid_map", "gid_map", "allow_other"}
 )
 
 // loadConfig reads files, and the *.conf of directories in order of their names. What isn't there is no error. skip names keys of the

@@ -164,6 +164,9 @@ func TestHangingMountHangsNoToolX01(t *testing.T) {
 	if r := n.run("probe", "--timeout", "1s", target); r.status != exitFailed || !strings.Contains(r.stdout, "no answer within 1s") {
 		t.Errorf("probe of a mount that hangs: status %d, %s%s", r.status, r.stdout, r.stderr)
 	}
+	if took := time.Since(begun); took > 20*time.Second {
+		t.Errorf("probe took %v to give up after 1 s", took)
+	}
 	var users []mountd.MountUser
 	if err := json.Unmarshal([]byte(n.ok("fuser", "--json", target)), &users); err != nil {
 		t.Fatal(err)

@@ -169,7 +169,7 @@ func comparePage(t *testing.T, table map[string]listed, exposed string) {
 		var labels []string
 		for _, p := range pair.FindAllStringSubmatch(m[2], -1) {
 			label, value := p[1], p[2]
-			if label == "vmrange" && kind == "histogram" {
+			if (label == "vmrange" || label == "le") && kind == "histogram" {
 				continue
 			}
 			labels = append(labels, label)

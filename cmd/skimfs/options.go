@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,9 +24,10 @@ type mountOptions struct {
 	quota int64
 	idle  time.Duration
 
-	remount  bool
-	logLevel slog.Level
-	keys     []string
+	remount       bool
+	logLevel      slog.Level
+	metricsListen string
+	keys          []string
 }
 
 // option is a row of the table of -o options.
@@ -149,6 +151,13 @@ var options = []option{
 			}
 			o.keys = append(o.keys, dir)
 		}
+		return nil
+	}},
+	{"metrics_listen", "HOST:PORT", "none", "file only: where /metrics is answered over TCP, to anyone; from the daemon's start on", false, func(o *mountOptions, v string) error {
+		if _, port, err := net.SplitHostPort(v); err != nil || port == "" {
+			return fmt.Errorf("%q is no HOST:PORT, as in 127.0.0.1:9477", v)
+		}
+		o.metricsListen = v
 		return nil
 	}},
 	{"log_level", "LEVEL", "info", "file only: debug, info, warn or error", false, func(o *mountOptions, v string) (err error) {

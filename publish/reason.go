@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
@@ -54,7 +55,8 @@ func Why(err error) Reason {
 	var key *KeyError
 	var white *WhitelistError
 	var badName *name.ErrBadName
-	var timeout net.Error
+	var web *url.Error
+	var timeout net.Error // an errno is one as well, hence the question below
 	var op *net.OpError
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -77,7 +79,7 @@ func Why(err error) Reason {
 		return PermissionDenied
 	case errors.Is(err, errUnsupported):
 		return UnsupportedMedia
-	case errors.Is(err, errSilent), errors.As(err, &timeout), errors.As(err, &op), errors.Is(err, context.DeadlineExceeded), errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.Is(err, errSilent), errors.As(err, &web), errors.As(err, &timeout) && timeout.Timeout(), errors.As(err, &op), errors.Is(err, context.DeadlineExceeded), errors.Is(err, io.ErrUnexpectedEOF):
 		return RegistryUnavailable
 	case errors.Is(err, fs.ErrNotExist):
 		return ImageNotFound

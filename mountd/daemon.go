@@ -1,6 +1,7 @@
 package mountd
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -120,8 +121,9 @@ func (d *Daemon) open(ctx context.Context) error {
 		return err
 	}
 	d.place.cache = real
+	limit := cmp.Or(d.cfg.Quota, d.settings().Quota) // else what the cache remembers
 	for end := time.Now().Add(inUseWait); ; {
-		d.db, err = cachedb.Open(cachedb.Config{Dir: real, Limit: d.cfg.Quota, Log: d.log})
+		d.db, err = cachedb.Open(cachedb.Config{Dir: real, Limit: limit, Log: d.log})
 		if !errors.Is(err, cachedb.ErrInUse) || time.Now().After(end) || ctx.Err() != nil {
 			break
 		}

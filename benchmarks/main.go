@@ -301,6 +301,9 @@ func (m *measurement) wanted(w work, st state, contestant string) bool {
 	if contestant == "full pull" && !w.start && w.program == "" && w.name != "sequential" {
 		return false // after a pull it is a native directory
 	}
+	if w.program != "" && contestant != "skimfs" && contestant != "full pull" {
+		return false // the image is not unpacked for the others
+	}
 	return slices.Contains(w.states, st) && m.options.only.MatchString(strings.Join([]string{m.image.name, w.name, string(st), contestant}, "/"))
 }
 

@@ -156,11 +156,14 @@ func countFixed(s *scope, got map[string]float64) {
 	got["catalogs: stored bytes per entry"] = stored / entries
 
 	n, source := startNode(s), testkit.StartNginx(s, r.dir).URL+"#"+imageName
-	for _, st := range []state{cold, cached} {
+	for _, st := range []state{cold, cached, cached, cached} {
 		for _, name := range []string{"find", "cat"} {
 			s.within(func(s *scope) {
 				root := n.mountFor(s, r, source)
+				n.meter(s)
+				idle := n.meter(s)
 				m := n.meter(s)
+				own := m.since(idle) // what looking costs
 				if name == "find" {
 					find(s, nil, root)
 				} else {
@@ -176,7 +179,11 @@ func countFixed(s *scope, got map[string]float64) {
 				if st == cached {
 					got[row+"objects fetched"] = used.fetched
 					got[row+"FUSE requests per file"] = used.requests / entries
-					got[row+"allocations per FUSE request"] = used.allocations / used.requests
+					// The daemon's housekeeping allocates now and then: the least is the requests' own.
+					row += "allocations per FUSE request"
+					if least, seen := got[row]; !seen || (used.allocations-own.allocations)/used.requests < least {
+						got[row] = (used.allocations - own.allocations) / used.requests
+					}
 				}
 			})
 		}

@@ -53,7 +53,7 @@ lint: ## check form, go vet and staticcheck (staticcheck.conf says why)
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
-bench: deps ## measure skimfs beside its peers, about 5 minutes; BENCHFLAGS="-many -big" for more (as root)
+bench: deps ## measure skimfs beside its peers, about 11 minutes; BENCHFLAGS="-many -big -shapes" for more (as root)
 	@mkdir -p .bench
 	$(GO) run ./benchmarks -md .bench/results.md -json .bench/results.json -png .bench/results.png $(BENCHFLAGS)
 

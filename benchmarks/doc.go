@@ -1,7 +1,8 @@
 // Command benchmarks measures skimfs beside its peers, in one interleaved run.
 //
-//	go run ./benchmarks                    the demo image, three rounds, about five minutes
+//	go run ./benchmarks                    the demo image, three rounds, about eleven minutes
 //	go run ./benchmarks -many -big         also an image of 100,000 small files and one with a file of 1 GiB
+//	go run ./benchmarks -shapes            also how long programs in larger images take to start
 //	go run ./benchmarks -rtt 20ms          the cold rows once more, 20 ms away
 //	go run ./benchmarks -only 'find|mount' some rows only
 //
@@ -20,7 +21,7 @@
 // standard output, all samples with -json, a drawing with -png.
 //
 // The files: main.go the flags and the order of things; world.go what a run needs of servers and
-// artefacts; contestant.go what a contestant is, then one file for each of them; work.go the rows;
+// artefacts; contestant.go what a contestant is, then one file for each of them; work.go the rows; shapes.go images as people run them;
 // child.go what runs in processes of its own, so that no daemon ever reads its own mount; report.go
-// medians and tables; target.go the figures of the design and whether they hold.
+// medians and tables; plot.go the drawing; target.go the figures of the design and whether they hold.
 package main

@@ -32,10 +32,12 @@ type server struct {
 	readers sync.WaitGroup
 	later   sync.WaitGroup
 	follow  bool // as in Options
+	refuse  bool // the kernel lets through what would write
 }
 
-func newServer(core *Core, conn *fuse.Conn, readers int, follow bool) *server {
-	s := &server{core: core, conn: conn, follow: follow}
+func newServer(core *Core, conn *fuse.Conn, o Options) *server {
+	s := &server{core: core, conn: conn, follow: o.FollowClient, refuse: o.Device != nil}
+	readers := o.Readers
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if readers <= 0 {
 		readers = min(max(runtime.NumCPU(), fewestReaders), mostReaders)
@@ -227,17 +229,21 @@ func (s *server) read(ctx context.Context, wait bool, r *fuse.ReadRequest, buf [
 }
 
 // open tells the kernel not to ask again: it then keeps pages, and listings where nothing changes. In a repository OPENDIR is
-// answered, because a listing of the name tree must not be kept.
+// answered, because a listing of the name tree must not be kept; and OPEN where the kernel doesn't know that nothing can be written.
 func (s *server) open(r *fuse.OpenRequest, buf []byte) ([]byte, error) {
-	if !r.Dir || !s.core.Repository() {
+	changing := r.Dir && s.core.Repository()
+	if !changing && (r.Dir || !s.refuse) {
 		return nil, errNoSys
 	}
-	if err := s.core.Open(NodeID(r.Node), true); err != nil {
+	if !r.Dir && !r.Flags.IsReadOnly() {
+		return nil, errReadOnly
+	}
+	if err := s.core.Open(NodeID(r.Node), r.Dir); err != nil {
 		return nil, err
 	}
 	buf = buf[:16] // struct fuse_open_out
 	clear(buf)
-	if NodeID(r.Node).Slot() != 0 {
+	if !changing || NodeID(r.Node).Slot() != 0 {
 		wire.PutUint32(buf[8:], uint32(fuse.OpenKeepCache|fuse.OpenCacheDir))
 	}
 	return buf, nil

@@ -129,6 +129,9 @@ func fusermount(args []string) error {
 	if err != nil {
 		return err
 	}
+	if dev, ok := direct.Descriptor(a.Target); ok {
+		return passOn(a, dev)
+	}
 	if os.Geteuid() == 0 {
 		switch {
 		case a.Unmount:
@@ -190,11 +193,28 @@ func withoutName(text string) string {
 	return strings.Join(lines, "; ")
 }
 
+// passOn passes on a device that is mounted already. Whoever mounted it unmounts it.
+func passOn(a direct.Args, dev int) error {
+	if a.Unmount {
+		return nil
+	}
+	socket, ok := direct.Socket()
+	if !ok {
+		return errNoSocket
+	}
+	if err := direct.Pass(dev, socket); err != nil {
+		return fmt.Errorf("passing %s on: %w", a.Target, err)
+	}
+	return nil
+}
+
+var errNoSocket = fmt.Errorf("%s names no socket", direct.SocketVariable)
+
 // mountDirectly calls mount(2) and passes the descriptor on.
 func mountDirectly(a direct.Args) error {
 	socket, ok := direct.Socket()
 	if !ok {
-		return fmt.Errorf("%s names no socket", direct.SocketVariable)
+		return errNoSocket
 	}
 	err := direct.Mount(a, socket)
 	var device *fs.PathError

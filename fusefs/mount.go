@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -23,12 +24,16 @@ type Options struct {
 	Readers int
 	// FollowClient keeps the readers on the CPU of the thread whose requests they read.
 	FollowClient bool
+	// Device, if there is one, is mounted already, by whoever opened it, and its kernel waits for the first answer. Source and AllowOther are
+	// his. It need not be mounted read-only: what would write is refused here.
+	Device *os.File
 }
 
 const (
 	readAheadBytes = 1 << 20 // the kernel takes the smaller of this and its own, 128 KiB
 	maxBackground  = 64
 	congestion     = 48
+	leastInherited = 10
 )
 
 // Mounted is a mounted Core.
@@ -42,11 +47,22 @@ type Mounted struct {
 var mounting sync.Mutex
 
 // Mount mounts core on the directory target and serves it until it is unmounted. It returns when the mount answers. PrepareHelper
-// must have been called.
+// must have been called. With a Device, target is only a name for it, and the caller closes it afterwards.
 func Mount(core *Core, target string, o Options) (*Mounted, error) {
-	target, err := filepath.Abs(target)
+	at, err := filepath.Abs(target)
 	if err != nil {
 		return nil, fmt.Errorf("mounting: %w", err)
+	}
+	if o.Device == nil {
+		target = at
+	} else {
+		// Without close-on-exec, so that the helper has it; not 3, which is the helper's socket.
+		fd, err := unix.FcntlInt(o.Device.Fd(), unix.F_DUPFD, leastInherited)
+		if err != nil {
+			return nil, fmt.Errorf("mounting on %s: %w", target, err)
+		}
+		defer unix.Close(fd)
+		at = "/dev/fd/" + strconv.Itoa(fd)
 	}
 	if o.Source == "" {
 		o.Source = subtype
@@ -59,12 +75,12 @@ func Mount(core *Core, target string, o Options) (*Mounted, error) {
 	if !core.Repository() {
 		options = append(options, fuse.CacheSymlinks())
 	}
-	conn, err := connect(target, options)
+	conn, err := connect(at, options)
 	if err != nil {
 		return nil, fmt.Errorf("mounting on %s: %w", target, err)
 	}
 	m := &Mounted{core: core, target: target, done: make(chan struct{})}
-	s := newServer(core, conn, o.Readers, o.FollowClient)
+	s := newServer(core, conn, o)
 	go func() {
 		defer close(m.done)
 		s.wait()

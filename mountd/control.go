@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,7 @@ type MountRequest struct {
 	Lease     string        `json:"lease,omitempty"`      // the mount lasts as long as its leases, or until it is unmounted
 	LeaseTime time.Duration `json:"lease_time,omitempty"` // in ns: DefaultLease
 	Remount   bool          `json:"remount,omitempty"`    // change the options of what is mounted, and look for a new revision
+	Device    bool          `json:"device,omitempty"`     // a FUSE device, mounted already, comes along as a descriptor; the reply's target is its name
 }
 
 // MountReply tells of a mount made, or found.
@@ -50,7 +52,10 @@ var httpStatus = map[Kind]int{
 	Conflict: http.StatusConflict, Unreachable: http.StatusBadGateway, Damaged: http.StatusBadGateway, Stopping: http.StatusServiceUnavailable,
 }
 
-type peerKey struct{}
+type (
+	peerKey struct{} // of the caller's user
+	connKey struct{} // of the connection
+)
 
 // server returns the control API's server.
 func (d *Daemon) server() *http.Server {
@@ -67,6 +72,7 @@ func (d *Daemon) server() *http.Server {
 	return &http.Server{
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			ctx = context.WithValue(ctx, connKey{}, c)
 			uid, err := peerUID(c)
 			if err != nil {
 				d.log.Error("reading a caller's credentials", "err", err)
@@ -79,7 +85,7 @@ func (d *Daemon) server() *http.Server {
 
 // peerUID returns the user at the other end of a unix socket.
 func peerUID(c net.Conn) (int, error) {
-	u, ok := c.(*net.UnixConn)
+	u, ok := c.(syscall.Conn)
 	if !ok {
 		return -1, fmt.Errorf("connection of type %T", c)
 	}
@@ -168,7 +174,13 @@ func (d *Daemon) postMount(_ http.ResponseWriter, r *http.Request) (any, error) 
 	if err := readJSON(r, &req); err != nil {
 		return nil, err
 	}
-	return d.mount(r.Context(), req)
+	var device *os.File
+	if c, ok := r.Context().Value(connKey{}).(*descriptorConn); ok && req.Device {
+		if device = c.take(); device != nil {
+			defer device.Close()
+		}
+	}
+	return d.mount(r.Context(), req, device)
 }
 
 func (d *Daemon) deleteMount(_ http.ResponseWriter, r *http.Request) (any, error) {

@@ -41,6 +41,7 @@ type Daemon struct {
 	reloading sync.Mutex // held by reload; taken before a target's lock
 
 	lastID  atomic.Int64
+	devices atomic.Int64 // sent along with requests, so far
 	targets targetLocks
 	pinning sync.Mutex // held while pins change
 	mu      sync.Mutex // guards what follows; taken after a target's lock
@@ -153,7 +154,7 @@ func (d *Daemon) serve(ready func()) error {
 	d.restore()
 	server := d.server()
 	failed := make(chan error, 1)
-	d.wg.Go(func() { failed <- server.Serve(listener) })
+	d.wg.Go(func() { failed <- server.Serve(descriptorListener{listener}) })
 	d.wg.Go(d.reloadOnSignal)
 	d.wg.Go(d.sweep)
 	d.wg.Go(d.markInUse)

@@ -62,6 +62,8 @@ type mount struct {
 	daemonBegun time.Time
 	check       chan chan<- error // asks for a look at the current revision
 
+	handed bool // mounted by somebody else, who alone can do it again: it is in no record
+
 	following sync.WaitGroup
 	gone      chan struct{} // closed when it is unmounted
 }
@@ -103,10 +105,10 @@ func (m *mount) status() MountStatus {
 	return s
 }
 
-// mount answers a MountRequest.
-func (d *Daemon) mount(ctx context.Context, req MountRequest) (*MountReply, error) {
+// mount answers a MountRequest. device is what was sent along with it, or nil.
+func (d *Daemon) mount(ctx context.Context, req MountRequest, device *os.File) (*MountReply, error) {
 	begun := time.Now()
-	reply, err := d.mountLocked(ctx, req)
+	reply, err := d.mountLocked(ctx, req, device)
 	if err != nil {
 		metricMountErrors.Inc()
 		d.log.Error("mounting", "source", req.Source, "target", req.Target, "err", err)
@@ -119,7 +121,10 @@ func (d *Daemon) mount(ctx context.Context, req MountRequest) (*MountReply, erro
 	return reply, nil
 }
 
-func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply, error) {
+func (d *Daemon) mountLocked(ctx context.Context, req MountRequest, device *os.File) (*MountReply, error) {
+	if err := d.checkDevice(&req, device); err != nil {
+		return nil, err
+	}
 	if req.Remount {
 		return d.remount(ctx, req)
 	}
@@ -158,8 +163,10 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 		}
 		return &MountReply{MountStatus: old.status(), Already: true}, nil
 	}
-	if err := d.checkPlace(req.Target); err != nil {
-		return nil, err
+	if device == nil {
+		if err := d.checkPlace(req.Target); err != nil {
+			return nil, err
+		}
 	}
 	if old != nil {
 		d.dropLost(old) // and now asked for anew
@@ -175,7 +182,7 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest) (*MountReply
 	}
 	first := holders{}.with(req)
 	record.Given, record.Leases, record.Leased = given, first.leases, !first.stay
-	m, err := d.attach(ctx, g, record, false)
+	m, err := d.attach(ctx, g, record, device, false)
 	if err != nil {
 		d.origins.release(g)
 		return nil, err
@@ -272,14 +279,14 @@ func (d *Daemon) find(ctx context.Context, g *origin, src Source, o Options, fol
 	return rev, f, nil
 }
 
-// attach loads what r names and mounts it. The caller holds the target's lock.
-func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known bool) (_ *mount, err error) {
+// attach loads what r names and mounts it, or serves it to a device that is mounted. The caller holds the target's lock.
+func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, device *os.File, known bool) (_ *mount, err error) {
 	release, ok := d.active.hold()
 	if !ok {
 		return nil, problem(Stopping, "the daemon is about to end")
 	}
 	m := &mount{id: d.lastID.Add(1), record: r, begun: time.Now(), metrics: metrics.NewSet(), release: release, gone: make(chan struct{}),
-		check: make(chan chan<- error), version: d.cfg.Version, daemonBegun: d.begun}
+		check: make(chan chan<- error), version: d.cfg.Version, daemonBegun: d.begun, handed: device != nil}
 	m.live.Store(&live{r.Options, r.Given})
 	m.held.Store(&holders{r.Leases, !r.Leased})
 	m.shown.Store(&shown{revision: r.Revision, root: r.Root, ttl: r.TTL, since: m.begun, offline: r.Offline, checked: checkedAt(r, known)})
@@ -323,6 +330,7 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known boo
 		m.core = core
 		m.fuse, err = fusefs.Mount(core, r.Target, fusefs.Options{
 			Source: r.Source, AllowOther: r.Options.AllowOther || os.Geteuid() == 0, FollowClient: r.Options.FollowClient,
+			Device: device,
 		})
 	} else {
 		err = problem(Stopping, "the daemon is about to end")
@@ -338,7 +346,9 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, known boo
 	d.mounts[r.Target] = m
 	d.mu.Unlock()
 	d.log.Info("mounted", "source", r.Source, "target", r.Target, "repository", r.Repository, "revision", r.Revision, "catalog", ref.Digest)
-	d.wg.Go(func() { d.saveDevice(background, m) })
+	if !m.handed {
+		d.wg.Go(func() { d.saveDevice(background, m) })
+	}
 	d.wg.Go(func() { d.prepare(background, m, core) })
 	d.wg.Go(func() { d.watch(m, core) })
 	if m.follows() {
@@ -424,6 +434,9 @@ func (m *mount) current() mountRecord {
 }
 
 func (d *Daemon) save(m *mount) error {
+	if m.handed {
+		return nil
+	}
 	m.saving.Lock()
 	defer m.saving.Unlock()
 	return d.saveRecord(m.current())
@@ -586,6 +599,9 @@ func (d *Daemon) unmountLocked(target string, lazy bool) error {
 	if m.fuse == nil {
 		d.dropLost(m)
 		return nil
+	}
+	if m.handed {
+		return problem(Usage, "%s was mounted by another program and ends when that one unmounts it", target)
 	}
 	if err := fusefs.Unmount(target, lazy); err != nil {
 		if errors.Is(err, syscall.EBUSY) || strings.Contains(err.Error(), "busy") { // fusermount3 only has words

@@ -94,7 +94,7 @@ func (d *Daemon) again(ctx context.Context, r mountRecord) error {
 		return err
 	}
 	r.Dev = ""
-	if _, err := d.attach(ctx, g, r, true); err != nil {
+	if _, err := d.attach(ctx, g, r, nil, true); err != nil {
 		d.origins.release(g)
 		return err
 	}
@@ -142,7 +142,7 @@ func (d *Daemon) takeDown() {
 		d.mu.Lock()
 		listed := d.mounts[m.record.Target] == m
 		d.mu.Unlock()
-		if listed && m.fuse != nil {
+		if listed && m.fuse != nil && !m.handed {
 			if err := fusefs.Unmount(m.record.Target, true); err != nil {
 				d.log.Error("unmounting at the end", "target", m.record.Target, "err", err)
 			}

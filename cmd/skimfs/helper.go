@@ -152,6 +152,15 @@ func helper(ctx context.Context, args []string, stdout, stderr io.Writer) error 
 // mount checks the target and asks the daemon, or with dry only checks.
 func mount(ctx context.Context, source, name string, o mountOptions, dry bool, lease string, leaseTime time.Duration) (*mountd.MountReply, string, error) {
 	a := about{source: source, target: name}
+	device, err := mountd.TargetDevice(name)
+	if err != nil {
+		return nil, "", mountFormError(err, a)
+	}
+	if device != nil {
+		defer device.Close()
+		reply, err := mountDevice(ctx, source, device, o, dry, lease)
+		return reply, name, mountFormError(err, a)
+	}
 	target, err := mountd.CheckTarget(name)
 	if err != nil {
 		return nil, "", mountFormError(err, a)
@@ -169,4 +178,16 @@ func mount(ctx context.Context, source, name string, o mountOptions, dry bool, l
 	}
 	reply, err := c.Mount(ctx, mountd.MountRequest{Source: source, Target: target, Options: o.Options, Quota: o.quota, Remount: o.remount, Lease: lease, LeaseTime: leaseTime})
 	return reply, target, mountFormError(err, a)
+}
+
+// mountDevice asks the daemon to serve what somebody else has mounted, or with dry does nothing.
+func mountDevice(ctx context.Context, source string, device *os.File, o mountOptions, dry bool, lease string) (*mountd.MountReply, error) {
+	if dry {
+		return nil, nil
+	}
+	c, err := connect(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return c.MountDevice(ctx, mountd.MountRequest{Source: source, Options: o.Options, Quota: o.quota, Remount: o.remount, Lease: lease}, device)
 }

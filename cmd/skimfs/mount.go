@@ -60,6 +60,9 @@ Options for -o (default):
 			if err != nil {
 				return mountFormError(err, a)
 			}
+			if target != reply.Target { // a descriptor: the mount is its maker's
+				return mountFormError(waitGone(cmd.Context(), c, reply.Target), a)
+			}
 			return mountFormError(stay(cmd.Context(), c, target), a)
 		}
 		return nil
@@ -70,18 +73,24 @@ Options for -o (default):
 // unmountTime bounds the unmount at the end of a mount in the foreground.
 const unmountTime = 10 * time.Second
 
+// waitGone returns when target is unmounted, or at a signal.
+func waitGone(ctx context.Context, c *mountd.Client, target string) error {
+	err := c.WaitGone(ctx, target)
+	if ctx.Err() != nil || mountd.KindOf(err) == mountd.NotMounted {
+		return nil
+	}
+	return err
+}
+
 // stay returns when target is unmounted. A signal unmounts it.
 func stay(ctx context.Context, c *mountd.Client, target string) error {
-	err := c.WaitGone(ctx, target)
-	if ctx.Err() == nil {
-		if mountd.KindOf(err) == mountd.NotMounted {
-			return nil
-		}
+	if err := waitGone(ctx, c, target); ctx.Err() == nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountTime)
 	defer cancel()
-	switch err = c.Unmount(ctx, target, false); mountd.KindOf(err) {
+	err := c.Unmount(ctx, target, false)
+	switch mountd.KindOf(err) {
 	case mountd.NotMounted:
 		return nil
 	case mountd.Busy:

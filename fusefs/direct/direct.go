@@ -114,7 +114,7 @@ func Mount(a Args, socket int) error {
 	if err := syscall.Mount(source, a.Target, kind, syscall.MS_RDONLY|syscall.MS_NOSUID|syscall.MS_NODEV, data); err != nil {
 		return err
 	}
-	if err := syscall.Sendmsg(socket, []byte{0}, syscall.UnixRights(dev), nil, 0); err != nil {
+	if err := Pass(dev, socket); err != nil {
 		const noFollow = 8 // UMOUNT_NOFOLLOW
 		_ = syscall.Unmount(a.Target, noFollow|syscall.MNT_DETACH)
 		return err // the mount has no server
@@ -122,27 +122,50 @@ func Mount(a Args, socket int) error {
 	return nil
 }
 
+// Pass passes a device's descriptor to the socket.
+func Pass(dev, socket int) error {
+	return syscall.Sendmsg(socket, []byte{0}, syscall.UnixRights(dev), nil, 0)
+}
+
 // Socket returns the descriptor that the environment names.
-func Socket() (fd int, ok bool) {
-	text := os.Getenv(SocketVariable)
+func Socket() (fd int, ok bool) { return number(os.Getenv(SocketVariable)) }
+
+// Descriptor returns the number of a target such as /dev/fd/7: a device that somebody else has opened and mounted.
+func Descriptor(target string) (fd int, ok bool) {
+	if len(target) < len(descriptors) || target[:len(descriptors)] != descriptors {
+		return 0, false
+	}
+	return number(target[len(descriptors):])
+}
+
+const descriptors = "/dev/fd/"
+
+// number reads a descriptor's number.
+func number(text string) (n int, ok bool) {
 	for i := range len(text) {
 		if text[i] < '0' || text[i] > '9' || i > 6 {
 			return 0, false
 		}
-		fd = 10*fd + int(text[i]-'0')
+		n = 10*n + int(text[i]-'0')
 	}
-	return fd, text != ""
+	return n, text != ""
 }
 
-// Run mounts as the arguments after the program's name say, if root asks for just that and nothing is in the way. Else it returns
-// false and has changed nothing: who looks into it more thoroughly finds out why.
+// Run mounts as the arguments after the program's name say, if root asks for just that and nothing is in the way, or passes on what is mounted
+// already. Else it returns false and has changed nothing: who looks into it more thoroughly finds out why.
 func Run(args []string) bool {
 	socket, ok := Socket()
-	if !ok || os.Geteuid() != 0 {
+	if !ok {
 		return false
 	}
 	a, err := Parse(args)
-	return err == nil && !a.Unmount && Mount(a, socket) == nil
+	if err != nil || a.Unmount {
+		return false
+	}
+	if dev, ok := Descriptor(a.Target); ok {
+		return Pass(dev, socket) == nil
+	}
+	return os.Geteuid() == 0 && Mount(a, socket) == nil
 }
 
 // decimal writes a number that is not negative.

@@ -1,6 +1,9 @@
 package fusefs
 
 import (
+	"context"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -50,12 +53,18 @@ type opMetrics struct {
 	bytes    *metrics.Counter // of files, given to the kernel
 
 	mu      sync.Mutex // guards waiting
-	waiting map[*time.Time]struct{}
+	waiting map[*waiting]struct{}
+}
+
+// waiting is a request that waits.
+type waiting struct {
+	since time.Time
+	over  chan struct{} // closed when it is answered
 }
 
 func newOpMetrics(set *metrics.Set, labels string) *opMetrics {
 	m := &opMetrics{
-		set: set, waiting: map[*time.Time]struct{}{},
+		set: set, waiting: map[*waiting]struct{}{},
 		name:     func(o op) string { return metricName("skimfs_fuse_request_seconds", labels, "op", o.String()) },
 		detached: set.GetOrCreateCounter(metricName("skimfs_fuse_waits_total", labels)),
 		bytes:    set.GetOrCreateCounter(metricName("skimfs_fuse_read_bytes_total", labels)),
@@ -84,22 +93,39 @@ const hungAfter = 10 * time.Second
 
 // wait counts a request among those that wait until done is called. What doesn't wait is answered from memory and can't hang.
 func (m *opMetrics) wait(start time.Time) (done func()) {
+	w := &waiting{start, make(chan struct{})}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.waiting[&start] = struct{}{}
+	m.waiting[w] = struct{}{}
 	return func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		delete(m.waiting, &start)
+		delete(m.waiting, w)
+		close(w.over)
 	}
+}
+
+// drain returns when what waits now is answered, or ctx ends.
+func (m *opMetrics) drain(ctx context.Context) error {
+	m.mu.Lock()
+	now := slices.Collect(maps.Keys(m.waiting))
+	m.mu.Unlock()
+	for _, w := range now {
+		select {
+		case <-w.over:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // hung returns how many requests wait for longer than hungAfter.
 func (m *opMetrics) hung() (n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for start := range m.waiting {
-		if time.Since(*start) > hungAfter {
+	for w := range m.waiting {
+		if time.Since(w.since) > hungAfter {
 			n++
 		}
 	}

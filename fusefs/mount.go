@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -121,6 +122,9 @@ func (m *Mounted) Done() <-chan struct{} { return m.done }
 
 // Wait waits for Done.
 func (m *Mounted) Wait() { <-m.done }
+
+// Drain returns when the requests that wait for content now are answered, or with ctx's error.
+func (m *Mounted) Drain(ctx context.Context) error { return m.core.stats.drain(ctx) }
 
 // Unmount removes the mount from this mount namespace. With lazy it disappears now and ends when its last user leaves; else a mount
 // in use is an error (EBUSY as root). It never forces. A user's mount is removed by the system's fusermount3.

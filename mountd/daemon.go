@@ -59,7 +59,7 @@ type daemonRecord struct {
 }
 
 // inUseWait is how long a daemon waits for the one before it to leave the cache.
-const inUseWait = 10 * time.Second
+const inUseWait = drainTime + 10*time.Second
 
 // Run is a daemon's life: it opens the cache, mounts again what was mounted when the last daemon of this cache died, answers on the
 // control socket, and ends with ctx or when it is idle. ready is called when commands can be answered.

@@ -15,7 +15,8 @@ const (
 	restoreTime  = 15 * time.Second // for each mount before the daemon is ready without it
 	restoreFirst = time.Second      // pause before a lost mount is tried again, doubled each time
 	restoreLast  = time.Minute
-	drainTime    = 2 * time.Second // for readers of mounts that are taken down
+	drainTime    = 30 * time.Second // for reads under way when the daemon is to end: as long as a read takes by default
+	leaveTime    = 2 * time.Second  // for programs to leave mounts that are detached
 )
 
 // restore cleans up after a daemon that died and mounts again what it had mounted: the same digests at the same places.
@@ -125,7 +126,7 @@ func (d *Daemon) retry(ctx context.Context, lost *mount) {
 	}
 }
 
-// takeDown unmounts everything at the daemon's end: lazily, so that nothing hangs on who still reads, and never by force. A system
+// takeDown unmounts everything at the daemon's end, after what is being read: lazily, so that nothing hangs on who still reads, and never by force. A system
 // daemon's mounts stay recorded, its successor mounts them again; those of one started on demand end with it.
 func (d *Daemon) takeDown() {
 	d.mu.Lock()
@@ -137,7 +138,8 @@ func (d *Daemon) takeDown() {
 		all = append(all, m)
 	}
 	d.mu.Unlock()
-	end := time.After(drainTime)
+	d.drain(all)
+	end := time.After(leaveTime)
 	for _, m := range all {
 		d.mu.Lock()
 		listed := d.mounts[m.record.Target] == m
@@ -159,6 +161,21 @@ func (d *Daemon) takeDown() {
 		case <-m.fuse.Done():
 		case <-end:
 			d.log.Warn("processes still use mounts that end with the daemon", "target", m.record.Target)
+			return
+		}
+	}
+}
+
+// drain lets reads that are under way finish.
+func (d *Daemon) drain(all []*mount) {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	for _, m := range all {
+		if m.fuse == nil {
+			continue
+		}
+		if err := m.fuse.Drain(ctx); err != nil {
+			d.log.Warn("ending before all reads are answered", "target", m.record.Target, "err", err)
 			return
 		}
 	}

@@ -38,6 +38,7 @@ type Daemon struct {
 	wg     sync.WaitGroup
 
 	config    atomic.Pointer[Settings]
+	started   *Settings  // what config was at the start
 	reloading sync.Mutex // held by reload; taken before a target's lock
 
 	lastID  atomic.Int64
@@ -110,6 +111,7 @@ func (d *Daemon) open(ctx context.Context) error {
 			return &Error{Usage, err}
 		}
 		d.config.Store(s)
+		d.started = s
 	}
 	if err := checkRun(d.place.run); err != nil {
 		return err

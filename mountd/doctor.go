@@ -36,15 +36,18 @@ type DoctorConfig struct {
 	Source  string   // a repository whose servers are asked; "" for none
 	Options Options  // proxies, servers and key of that repository
 
+	Quota int64 // bytes on disk that the configuration gives the cache; 0: the default, which fits
+
 	// For tests; the system's where empty.
-	Root string        // before /dev/fuse, /etc/fuse.conf and the paths of programs
-	Now  time.Time     // this node's time
-	Wait time.Duration // for each way to a server; 5 s
+	Statfs func(path string, st *unix.Statfs_t) error
+	Root   string        // before /dev/fuse, /etc/fuse.conf and the paths of programs
+	Now    time.Time     // this node's time
+	Wait   time.Duration // for each way to a server; 5 s
 }
 
 const (
 	doctorWait   = 5 * time.Second
-	smallestDisk = 2 << 30            // bytes free below which a cache is of little use
+	smallestDisk = 2 << 30            // bytes below which a cache is of little use
 	clockSkew    = time.Minute        // above it the clock is told of
 	expiryWarn   = 7 * 24 * time.Hour // of a whitelist
 )
@@ -66,12 +69,15 @@ func Doctor(ctx context.Context, cfg DoctorConfig) []Finding {
 	if cfg.Cache == "" {
 		cfg.Cache = cfg.Home.Cache
 	}
+	if cfg.Statfs == nil {
+		cfg.Statfs = unix.Statfs
+	}
 	d := &doctor{DoctorConfig: cfg}
 	d.device()
 	d.helper()
 	d.apptainer()
 	d.directories()
-	d.partition()
+	d.partition(ctx)
 	d.servers(ctx)
 	return d.found
 }
@@ -182,7 +188,7 @@ func (d *doctor) directories() {
 }
 
 // partition looks at the filesystem of the cache, of the nearest directory that exists. It is never one of ours: the daemon refuses that.
-func (d *doctor) partition() {
+func (d *doctor) partition(ctx context.Context) {
 	dir := realPath(d.Cache)
 	for dir != "/" {
 		if _, err := os.Lstat(dir); err == nil {
@@ -191,20 +197,41 @@ func (d *doctor) partition() {
 		dir = filepath.Dir(dir)
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
+	if err := d.Statfs(dir, &st); err != nil {
 		d.err("cache", "name another with `-o cache=DIR`", "%s: %v", dir, err)
 		return
 	}
 	name, network := networkTypes[int64(uint32(st.Type))]
-	free := int64(st.Bavail) * st.Bsize
+	room := int64(st.Bavail) * st.Bsize
+	if !network {
+		room += d.cached(ctx)
+	}
 	switch {
 	case network:
 		d.err("cache", "name a directory on a disk of this node: `cache =` in skimfs.conf or `-o cache=DIR`", "%s is on a network filesystem (%s)", d.Cache, name)
-	case free < smallestDisk:
-		d.warn("cache", "name a directory on a larger disk: `cache =` in skimfs.conf or `-o cache=DIR`", "%s has %d MB left for a cache", dir, free>>20)
+	case d.Quota > room:
+		d.err("cache", "a smaller `quota =` in skimfs.conf, or `cache =` on a larger disk", "%s has room for a cache of %d MB, the limit is %d MB", dir, room>>20, d.Quota>>20)
+	case room < smallestDisk:
+		d.warn("cache", "name a directory on a larger disk: `cache =` in skimfs.conf or `-o cache=DIR`", "%s has room for a cache of only %d MB", dir, room>>20)
 	default:
-		d.ok("cache", "%s has %d MB left", dir, free>>20)
+		d.ok("cache", "%s has room for a cache of %d MB", dir, room>>20)
 	}
+}
+
+// cached is how much the cache has on disk already, as far as that can be counted in time.
+func (d *doctor) cached(ctx context.Context) (bytes int64) {
+	ctx, cancel := context.WithTimeout(ctx, d.Wait)
+	defer cancel()
+	_ = filepath.WalkDir(d.Cache, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // what can't be seen doesn't count
+		}
+		if info, err := e.Info(); err == nil && info.Mode().IsRegular() {
+			bytes += info.Size()
+		}
+		return ctx.Err()
+	})
+	return bytes
 }
 
 // answer is what a server said by one way.

@@ -19,13 +19,14 @@ const (
 
 // shown is the state of a repository that a mount shows. It is replaced, never changed.
 type shown struct {
-	revision uint64
-	root     index.CatalogRef
-	ttl      time.Duration
-	since    time.Time // when the mount began to show it
-	checked  time.Time // when a server last said that there is none newer
-	offline  bool      // at the last check no server answered
-	err      string    // why the last check failed
+	revision  uint64
+	root      index.CatalogRef
+	ttl       time.Duration
+	published time.Time
+	since     time.Time // when the mount began to show it
+	checked   time.Time // when a server last said that there is none newer
+	offline   bool      // at the last check no server answered
+	err       string    // why the last check failed
 }
 
 // ttl bounds what the manifest says by the options.
@@ -115,7 +116,7 @@ func (d *Daemon) checkRevision(ctx context.Context, m *mount, core *fusefs.Core,
 		if rev.Root != was.root {
 			next.since = next.checked
 		}
-		next.revision, next.root, next.ttl = rev.Revision, rev.Root, rev.TTL
+		next.revision, next.root, next.ttl, next.published = rev.Revision, rev.Root, rev.TTL, rev.Time
 		if was.offline || was.err != "" {
 			d.log.Info("recovered from offline mode", "target", m.record.Target, "revision", rev.Revision)
 		}
@@ -145,7 +146,7 @@ func (d *Daemon) switchTo(ctx context.Context, m *mount, core *fusefs.Core, rev 
 	metricRevisionSwitches.Inc()
 	d.log.Info("switched to a new revision", "target", m.record.Target, "repository", rev.name, "from", m.shown.Load().revision, "revision", rev.Revision)
 	now := *m.shown.Load()
-	now.revision, now.root, now.ttl = rev.Revision, rev.Root, rev.TTL
+	now.revision, now.root, now.ttl, now.published = rev.Revision, rev.Root, rev.TTL, rev.Time
 	m.shown.Store(&now)
 	// Recorded for a daemon that comes after a crash.
 	unlock, err := d.targets.lock(ctx, m.record.Target)

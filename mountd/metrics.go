@@ -3,6 +3,7 @@ package mountd
 import (
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/VictoriaMetrics/metrics"
 )
@@ -21,6 +22,21 @@ var (
 	metricOffline = metrics.NewGauge(`skimfs_repositories_offline`, nil)
 	metricRefused = metrics.NewGauge(`skimfs_repositories_refused`, nil)
 )
+
+// gauges adds what tells how old a mount's revision is.
+func (m *mount) gauges() {
+	name := func(s string) string { return fmt.Sprintf(`%s{mount="%d"}`, s, m.id) }
+	m.metrics.NewGauge(name("skimfs_revision_age_seconds"), func() float64 { return time.Since(m.shown.Load().published).Seconds() })
+	if m.follows() {
+		m.metrics.NewGauge(name("skimfs_revision_check_age_seconds"), func() float64 {
+			checked := m.shown.Load().checked
+			if checked.IsZero() {
+				checked = m.begun
+			}
+			return time.Since(checked).Seconds()
+		})
+	}
+}
 
 // countRequest counts an answer of the control API; kind is "none" for a success.
 func countRequest(pattern string, err error) {

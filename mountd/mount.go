@@ -33,6 +33,7 @@ type mountRecord struct {
 	Image      index.CatalogRef     `json:"image"`         // of the image; zero for a mount of the name tree
 	Directory  uint32               `json:"directory"`     // its number in the image or the name tree
 	TTL        time.Duration        `json:"ttl"`           // of the manifest
+	Published  time.Time            `json:"published"`     // that revision
 	Dev        string               `json:"dev,omitempty"` // major:minor once mounted
 	Offline    bool                 `json:"offline,omitempty"`
 }
@@ -75,7 +76,7 @@ func (m *mount) status() MountStatus {
 		Root: r.Root.Digest.String(), Mounted: m.begun, Offline: r.Offline, HitRatio: 1,
 	}
 	if now := m.shown.Load(); now != nil {
-		s.Revision, s.Root, s.Offline, s.Since = now.revision, now.root.Digest.String(), now.offline, now.since
+		s.Revision, s.Root, s.Offline, s.Since, s.Published = now.revision, now.root.Digest.String(), now.offline, now.since, now.published
 		if s.Follows = m.follows(); s.Follows {
 			s.Checked, s.CheckError = now.checked, now.err
 		}
@@ -247,7 +248,7 @@ func (d *Daemon) resolve(ctx context.Context, g *origin, src Source, req MountRe
 	}
 	return mountRecord{
 		Source: src.String(), Target: req.Target, Options: req.Options, Repository: rev.name, Revision: rev.Revision, Root: rev.Root,
-		Image: f.Root, Directory: f.Num, TTL: rev.TTL, Offline: rev.offline,
+		Image: f.Root, Directory: f.Num, TTL: rev.TTL, Published: rev.Time, Offline: rev.offline,
 	}, rev.warning, nil
 }
 
@@ -289,7 +290,7 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, device *o
 		check: make(chan chan<- error), version: d.cfg.Version, daemonBegun: d.begun, handed: device != nil}
 	m.live.Store(&live{r.Options, r.Given})
 	m.held.Store(&holders{r.Leases, !r.Leased})
-	m.shown.Store(&shown{revision: r.Revision, root: r.Root, ttl: r.TTL, since: m.begun, offline: r.Offline, checked: checkedAt(r, known)})
+	m.shown.Store(&shown{revision: r.Revision, root: r.Root, ttl: r.TTL, published: r.Published, since: m.begun, offline: r.Offline, checked: checkedAt(r, known)})
 	background, cancel := context.WithCancel(d.ctx)
 	m.cancel = cancel
 	defer func() {
@@ -312,6 +313,7 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, device *o
 	if err := reach(ctx, m.tree, r.Directory, g.catalog); err != nil {
 		return nil, fmt.Errorf("catalogs of %s: %w", r.Source, err)
 	}
+	m.gauges()
 	m.chunks = newChunks(g, r.Options, d.ahead, background)
 	core, err := fusefs.New(fusefs.Config{
 		Tree: m.tree, Root: r.Directory, Chunks: m.chunks, Catalogs: m.chunks.catalog, Deadline: r.Options.patience(), Owner: owner(r.Options),
@@ -419,7 +421,7 @@ func (m *mount) options() Options { return m.live.Load().now }
 func (m *mount) current() mountRecord {
 	r := m.record
 	if now := m.shown.Load(); now != nil {
-		r.Revision, r.Root, r.TTL = now.revision, now.root, now.ttl
+		r.Revision, r.Root, r.TTL, r.Published = now.revision, now.root, now.ttl, now.published
 	}
 	if o := m.live.Load(); o != nil {
 		r.Options, r.Given = o.now, o.given

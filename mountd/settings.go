@@ -11,6 +11,7 @@ type Settings struct {
 	Quota      int64                     // bytes on disk; 0: as Config.Quota
 	Keys       []string                  // directories with NAME.pub, before the home's
 	Repository func(name string) Options // for mounts that say nothing else; name is "" where only a URL is known
+	AtStart    map[string]string         // values of keys that only a start reads
 }
 
 // settings returns what holds now.
@@ -66,6 +67,16 @@ func (d *Daemon) reload() (*ReloadReply, error) {
 		if err := d.db.SetLimit(next.Quota); err != nil {
 			d.log.Error("recording the cache limit", "err", err)
 		}
+	}
+	var late []string
+	for key, value := range next.AtStart {
+		if value != d.started.AtStart[key] {
+			late = append(late, key)
+		}
+	}
+	if len(late) > 0 {
+		slices.Sort(late)
+		reply.Fixed = append(reply.Fixed, ReloadProblem{"", late, "counts from the daemon's next start on"})
 	}
 	d.mu.Lock()
 	var all []*mount

@@ -78,6 +78,7 @@ type MountStatus struct {
 	Offline    bool          `json:"offline"` // no server answered at mount time, or at the last check
 	Leases     []LeaseStatus `json:"leases,omitempty"`
 	Since      time.Time     `json:"since"`                 // shows this revision since
+	Published  time.Time     `json:"published"`             // this revision
 	Follows    bool          `json:"follows"`               // shows new revisions as they come: a repository that isn't pinned
 	Checked    time.Time     `json:"checked,omitzero"`      // when a server last said that there is none newer
 	CheckError string        `json:"check_error,omitempty"` // why the last check failed

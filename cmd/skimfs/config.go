@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -203,7 +204,8 @@ func daemonSettings(h mountd.Home, level *slog.LevelVar) (*mountd.Settings, erro
 	}
 	o := c.options("")
 	level.Set(o.logLevel)
-	return &mountd.Settings{Quota: o.quota, Keys: o.keys, Repository: func(name string) mountd.Options { return c.options(name).Options }}, nil
+	return &mountd.Settings{Quota: o.quota, Keys: o.keys, Repository: func(name string) mountd.Options { return c.options(name).Options },
+		AtStart: map[string]string{"cache": o.cache, "metrics_listen": o.metricsListen}}, nil
 }
 
 func parseLevel(v string) (level slog.Level, err error) {
@@ -342,6 +344,7 @@ once, for mounts in use, too. What can't change is listed. A mistake in a file c
 					fmt.Fprintf(cmd.OutOrStdout(), "changed %s\n", target)
 				}
 				for _, p := range r.Fixed {
+					p.Target = cmp.Or(p.Target, "daemon")
 					fmt.Fprintf(cmd.OutOrStdout(), "kept    %s: %s %s\n", p.Target, strings.Join(p.Options, ", "), p.Reason)
 				}
 			}

@@ -171,8 +171,11 @@ func TestReloadChangesAMountInUse(t *testing.T) {
 	}
 	n.ok("config", "check")
 
-	writeTest(t, file, "proxy = \"http://"+second+"\"\nquota = \"3GB\"\nuid = 7\nlog_level = \"debug\"\n"+section)
+	writeTest(t, file, "proxy = \"http://"+second+"\"\nquota = \"3GB\"\nuid = 7\nlog_level = \"debug\"\nmetrics_listen = \"127.0.0.1:1\"\n"+section)
 	got := n.ok("reload")
+	if !strings.Contains(got, "kept    daemon: metrics_listen counts from the daemon's next start on\n") {
+		t.Errorf("reload prints %q", got)
+	}
 	if !strings.Contains(got, "changed "+target) || !strings.Contains(got, "kept    "+target+": uid can't be changed") {
 		t.Errorf("reload prints %q", got)
 	}

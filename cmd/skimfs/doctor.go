@@ -35,7 +35,7 @@ func doctorFindings(ctx context.Context, h mountd.Home, source string, lists []s
 	}
 	cfg := mountd.DoctorConfig{Home: h, Keys: c.options("").keys, Cache: o.cache, Source: source, Options: c.options(name).Options}
 	if cfg.Cache == "" {
-		cfg.Cache = c.options("").cache
+		cfg.Cache, cfg.Quota = c.options("").cache, c.options("").quota
 	}
 	if o.Proxy != "" {
 		cfg.Options.Proxy = o.Proxy

@@ -28,7 +28,7 @@ $(OUT)/skimfs: FORCE
 deps: ## install the Debian packages that tests and demo need (as root)
 	scripts/deps
 
-test: deps lint ## run all tests, about 10 minutes
+test: deps lint ## run all tests, about 15 minutes
 	$(GO) test -race -timeout 15m $(TESTFLAGS) $(RACE)
 	$(GO) test -timeout 15m $(TESTFLAGS) $(PLAIN)
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/skimfs/skimfs/cachedb"
 	"github.com/skimfs/skimfs/index"
+	"github.com/skimfs/skimfs/internal/testkit"
 )
 
 // churnSize draws sizes from 100 bytes to 1 MiB, as many small as large.
@@ -175,9 +176,10 @@ func TestReadsDuringEviction(t *testing.T) {
 // tmpfs mounts a filesystem of its own for the test.
 func tmpfs(t *testing.T, megabytes int) string {
 	t.Helper()
+	testkit.NeedRoot(t)
 	dir := t.TempDir()
 	if err := unix.Mount("skimfs-test", dir, "tmpfs", 0, fmt.Sprintf("size=%dm", megabytes)); err != nil {
-		t.Skipf("mounting a tmpfs: %v", err)
+		t.Fatalf("mounting a tmpfs: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {

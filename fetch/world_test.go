@@ -225,8 +225,6 @@ func newOrigin(t testing.TB, body []byte) *httptest.Server {
 
 func newSet() *metrics.Set { return metrics.NewSet() }
 
-func addresses(host string) ([]string, error) { return net.LookupHost(host) }
-
 func timeout(t testing.TB, d time.Duration) (context.Context, context.CancelFunc) {
 	t.Helper()
 	return context.WithTimeout(t.Context(), d)

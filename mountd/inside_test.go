@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/skimfs/skimfs/index"
+	"github.com/skimfs/skimfs/internal/testkit"
 )
 
 func testDaemon() *Daemon {
@@ -188,9 +189,7 @@ func TestTheSocketDirectoryIsOneUsersAlone(t *testing.T) {
 }
 
 func TestTheCacheDirectoryIsOneUsersAlone(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can give directories away")
-	}
+	testkit.NeedRoot(t)
 	base := t.TempDir()
 	if _, err := cacheDir(filepath.Join(base, "new", "cache")); err != nil {
 		t.Errorf("a new one: %v", err)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"net"
-	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -92,20 +91,15 @@ func TestOfflineW20RecoversByItself(t *testing.T) {
 	s.put("manifest", w.older["manifest"])
 	target := n.mount(s.image(), "-o", shortDeadline)
 	n.ok("umount", target)
-	old := s.Listener.Addr().String()
-	s.Close()
+	s.dead.Store(true)
 	n.run("mount", s.image(), target, "-o", shortDeadline)
 	for end := time.Now().Add(120 * time.Second); !n.status().Mounts[0].Standing.Offline; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("not offline")
 		}
 	}
-	l, err := net.Listen("tcp", old)
-	if err != nil {
-		t.Skipf("the port was taken meanwhile: %v", err)
-	}
-	again := serveOn(t, l, s)
-	again.put("manifest", w.files["manifest"])
+	s.put("manifest", w.files["manifest"])
+	s.dead.Store(false)
 	for end := time.Now().Add(120 * time.Second); n.status().Mounts[0].Standing.Offline; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("still offline\n%s", n.log())
@@ -115,16 +109,4 @@ func TestOfflineW20RecoversByItself(t *testing.T) {
 	if got := strings.Count(n.log(), "online again"); got != 1 {
 		t.Errorf("the log says %d times that it is online again", got)
 	}
-}
-
-// serveOn serves the files of s, which was closed, on another listener.
-func serveOn(t *testing.T, l net.Listener, s *server) *server {
-	t.Helper()
-	again := &server{files: s.files, fresh: s.fresh, asked: map[string]int{}}
-	again.Server = httptest.NewUnstartedServer(again)
-	again.Listener.Close()
-	again.Listener = l
-	again.Start()
-	t.Cleanup(again.Close)
-	return again
 }

@@ -14,9 +14,7 @@ func TestPackages(t *testing.T) {
 	t.Parallel()
 	testkit.NeedRoot(t)
 	for _, tool := range []string{"lintian", "rpm", "mmdebstrap"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("no %s: scripts/deps installs it", tool)
-		}
+		testkit.Program(t, tool)
 	}
 	dir := t.TempDir()
 	sh := func(script string) string {

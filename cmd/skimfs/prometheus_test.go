@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/skimfs/skimfs/internal/testkit"
 )
 
 func freeAddress(t *testing.T) string {
@@ -27,10 +29,7 @@ func freeAddress(t *testing.T) string {
 // TestDashboardQueriesFindSomething runs each query of the dashboard against Prometheus, which scrapes a daemon in use over TCP.
 func TestDashboardQueriesFindSomething(t *testing.T) {
 	t.Parallel()
-	prometheus, err := exec.LookPath("prometheus")
-	if err != nil {
-		t.Skip("no prometheus: scripts/deps installs it")
-	}
+	prometheus := testkit.Program(t, "prometheus")
 	w := published(t)
 	s, n := serveWorld(t, w), newNode(t, w)
 	daemon, own := freeAddress(t), freeAddress(t)

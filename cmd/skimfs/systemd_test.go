@@ -16,9 +16,7 @@ import (
 // units copies the units, with the program where the test has it, and without man pages that nobody installed.
 func units(t *testing.T) (dir string) {
 	t.Helper()
-	if _, err := exec.LookPath("systemd-analyze"); err != nil {
-		t.Skip("no systemd-analyze: scripts/deps installs it")
-	}
+	testkit.Program(t, "systemd-analyze")
 	dir = t.TempDir()
 	from := filepath.Join("..", "..", "packaging", "systemd")
 	list, err := os.ReadDir(from)
@@ -73,10 +71,7 @@ func TestTheSocketUnitListensWhereCommandsLook(t *testing.T) {
 
 func TestADaemonTakesTheSocketThatSystemdGives(t *testing.T) {
 	t.Parallel()
-	activate, err := exec.LookPath("systemd-socket-activate")
-	if err != nil {
-		t.Skip("no systemd-socket-activate: scripts/deps installs it")
-	}
+	activate := testkit.Program(t, "systemd-socket-activate")
 	w := published(t)
 	s, n := serveWorld(t, w), newNode(t, w)
 	run := filepath.Join(n.home, "run")

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -144,6 +145,7 @@ func (w *world) signer(t *testing.T, kind string) (text string) {
 // server serves a repository's files, with faults put in.
 type server struct {
 	*httptest.Server
+	dead  atomic.Bool // hangs up on everybody
 	mu    sync.Mutex
 	files map[string][]byte
 	fresh map[string][]byte // what is given to who asks past the caches
@@ -159,6 +161,9 @@ func serveWorld(t *testing.T, w *world) *server {
 }
 
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.dead.Load() {
+		panic(http.ErrAbortHandler)
+	}
 	path := strings.TrimPrefix(r.URL.Path, "/")
 	s.mu.Lock()
 	b, ok := s.files[path]

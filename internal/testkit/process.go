@@ -20,14 +20,16 @@ import (
 
 // packages says which Debian package brings a program, where the names differ.
 var packages = map[string]string{
-	"bwrap":         "bubblewrap",
-	"ch-run":        "charliecloud-runtime",
-	"fusermount3":   "fuse3",
-	"getfattr":      "attr",
-	"mksquashfs":    "squashfs-tools",
-	"newuidmap":     "uidmap",
-	"nginx":         "nginx-light",
-	"squashfuse_ll": "squashfuse",
+	"bwrap":                   "bubblewrap",
+	"ch-run":                  "charliecloud-runtime",
+	"fusermount3":             "fuse3",
+	"getfattr":                "attr",
+	"mksquashfs":              "squashfs-tools",
+	"newuidmap":               "uidmap",
+	"nginx":                   "nginx-light",
+	"squashfuse_ll":           "squashfuse",
+	"systemd-analyze":         "systemd",
+	"systemd-socket-activate": "systemd",
 }
 
 // Program returns the path of a program that the test can't do without, and ends the test if it

@@ -6,6 +6,7 @@ OUT     ?= bin
 BINDIR  ?= $(PREFIX)/bin
 SBINDIR ?= /sbin
 UNITDIR ?= $(PREFIX)/lib/systemd/system
+EXAMPLES = $(PREFIX)/share/doc/skimfs/examples
 
 # What `make test` runs with the race detector: all that holds goroutines. The rest drives programs.
 PLAIN := ./cmd/... ./benchmarks/... ./internal/...
@@ -81,14 +82,19 @@ install: docs ## install below PREFIX (/usr/local); DESTDIR for packages
 	install -D -m 0644 $(OUT)/completion/skimfs.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish
 	install -D -m 0644 packaging/skimfs.conf $(DESTDIR)$(PREFIX)/share/doc/skimfs/skimfs.conf
 	install -D -m 0644 packaging/grafana/skimfs.json $(DESTDIR)$(PREFIX)/share/doc/skimfs/grafana.json
+	install -D -m 0755 packaging/htcondor/condor-probe $(DESTDIR)$(PREFIX)/libexec/skimfs/condor-probe
+	for dir in htcondor nginx slurm squid; do install -d $(DESTDIR)$(EXAMPLES)/$$dir && install -m 0644 packaging/$$dir/* $(DESTDIR)$(EXAMPLES)/$$dir/; done
+	rm $(DESTDIR)$(EXAMPLES)/htcondor/condor-probe && chmod 0755 $(DESTDIR)$(EXAMPLES)/slurm/*
+	sed -i 's|/usr/libexec|$(PREFIX)/libexec|' $(DESTDIR)$(EXAMPLES)/htcondor/50-skimfs.conf
 	install -d $(DESTDIR)$(UNITDIR) && install -m 0644 packaging/systemd/* $(DESTDIR)$(UNITDIR)/
-	sed -i 's|^\(Exec[A-Za-z]*\)=/usr/bin/skimfs|\1=$(BINDIR)/skimfs|' $(DESTDIR)$(UNITDIR)/skimfs-mountd.service $(DESTDIR)$(UNITDIR)/skimfs@.service
+	sed -i 's|^\(Exec[A-Za-z]*\)=/usr/bin/skimfs|\1=$(BINDIR)/skimfs|' $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(wildcard packaging/systemd/*.service)))
 
 uninstall: ## remove what install put there
 	rm -f $(DESTDIR)$(BINDIR)/skimfs $(DESTDIR)$(SBINDIR)/mount.skimfs $(DESTDIR)$(SBINDIR)/mount.fuse.skimfs $(DESTDIR)$(PREFIX)/share/man/man1/skimfs.1 $(DESTDIR)$(PREFIX)/share/man/man1/skimfs-*.1 \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/skimfs $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs \
 		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(wildcard packaging/systemd/*))) \
 		$(DESTDIR)$(PREFIX)/share/doc/skimfs/skimfs.conf $(DESTDIR)$(PREFIX)/share/doc/skimfs/grafana.json
+	rm -rf $(DESTDIR)$(EXAMPLES) $(DESTDIR)$(PREFIX)/libexec/skimfs
 
 deb: ## make bin/skimfs_*.deb with nfpm; VERSION=0.1.0
 	scripts/package deb

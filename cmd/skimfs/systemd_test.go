@@ -37,7 +37,7 @@ func units(t *testing.T) (dir string) {
 func TestSystemdFindsNothingWrongWithTheUnits(t *testing.T) {
 	t.Parallel()
 	dir := units(t)
-	for _, unit := range []string{"skimfs-mountd.service", "skimfs-mountd.socket", "skimfs@opt-image.service", "skimfs.slice", "skimfs-convert.slice"} {
+	for _, unit := range []string{"skimfs-mountd.service", "skimfs-mountd.socket", "skimfs@opt-image.service", "skimfs-publishd.service", "skimfs.slice", "skimfs-convert.slice"} {
 		cmd := exec.Command("systemd-analyze", "verify", "--man=no", filepath.Join(dir, unit))
 		cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":")
 		if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "skimfs") {

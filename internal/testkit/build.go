@@ -24,8 +24,8 @@ func moduleRoot(t testing.TB) string {
 	return root
 }
 
-// Build compiles cmd/skimfs, once a test binary, and returns its path. A test binary with the race
-// detector gets a skimfs with it.
+// Build compiles cmd/skimfs, once a test binary, and returns its path. It is static, as `make build` has
+// it; a test binary with the race detector gets a skimfs with that instead.
 func Build(t testing.TB) string {
 	t.Helper()
 	path, err := builtSkimfs(moduleRoot(t))
@@ -62,11 +62,14 @@ func compile(root string) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "skimfs")
-	args := []string{"build", "-o", path}
+	cmd := exec.Command("go", "build", "-trimpath", "-o", path)
+	cmd.Env = os.Environ()
 	if raceEnabled {
-		args = append(args, "-race")
+		cmd.Args = append(cmd.Args, "-race")
+	} else {
+		cmd.Env = append(cmd.Env, "CGO_ENABLED=0")
 	}
-	cmd := exec.Command("go", append(args, "./cmd/skimfs")...)
+	cmd.Args = append(cmd.Args, "./cmd/skimfs")
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build ./cmd/skimfs: %w\n%s", err, out)

@@ -274,6 +274,7 @@ func (db *DB) abandon() {
 		_ = guard(db.badger.Close)
 	}
 	db.packs.close()
+	db.table.reset()
 	if db.lock != nil {
 		db.lock.Close()
 	}
@@ -289,6 +290,7 @@ func (db *DB) Close() error {
 	db.cancel()
 	db.wg.Wait()
 	db.chunks.close()
+	defer db.table.reset()
 	short := func() bool { return !db.space.indexMayClose() }
 	for db.space.forget(); short() && db.evictNow(db.space.reserve, forSpace, short); {
 	}

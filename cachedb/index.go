@@ -47,7 +47,7 @@ func badgerOptions(dir string, memTable int64, log badgerLog) badger.Options {
 		WithNumCompactors(2).
 		WithBaseTableSize(2 << 20).
 		WithBaseLevelSize(8 << 20).
-		WithBlockCacheSize(8 << 20).
+		WithBlockCacheSize(0). // blocks are read where they are mapped, once
 		WithValueThreshold(stateMax + 1).
 		WithValueLogFileSize(1 << 20). // holds nothing
 		WithCompression(options.None).
@@ -99,6 +99,11 @@ func (db *DB) load() (loaded, error) {
 		return db.badger.View(func(txn *badger.Txn) error {
 			it := txn.NewIterator(badger.IteratorOptions{PrefetchValues: false})
 			defer it.Close()
+			objects := 0
+			for it.Seek([]byte{prefixObject}); it.ValidForPrefix([]byte{prefixObject}); it.Next() {
+				objects++
+			}
+			db.table.reserve(objects)
 			for it.Rewind(); it.Valid(); it.Next() {
 				item := it.Item()
 				if err := item.Value(func(v []byte) error { return db.loadItem(&in, &version, item.Key(), v) }); err != nil {

@@ -103,13 +103,6 @@ func isEmpty(dir string) bool {
 	return err == nil && len(list) == 0
 }
 
-func (t *table) reset() {
-	for i := range t.shard {
-		t.shard[i].slots, t.shard[i].n = nil, 0
-	}
-	t.count.Store(0)
-}
-
 func (db *DB) suspectAll() {
 	for i := range db.table.shard {
 		slots := db.table.shard[i].slots

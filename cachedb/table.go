@@ -2,8 +2,12 @@ package cachedb
 
 import (
 	"encoding/binary"
+	"fmt"
 	"sync"
 	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // loc says where an object is and what is known of it.
@@ -30,8 +34,8 @@ func (l loc) diskBytes() int64 {
 
 const shards = 64
 
-// table maps digests to locations: open addressing, 52 bytes a slot, loaded to 85 %.
-// Recency is one atomic store under a read lock.
+// table maps digests to locations: open addressing, 52 bytes a slot, loaded to 85 %. Slots lie outside Go's heap, so that the collector
+// does not let as much garbage pile up beside them. Recency is one atomic store under a read lock.
 type table struct {
 	clock atomic.Uint32 // counts insertions; ages are differences of it, so it may wrap
 	count atomic.Int64
@@ -139,16 +143,58 @@ func (t *table) add(k key, l loc) bool {
 	return true
 }
 
+// reserve makes room for n objects in an empty table: growing step by step would move each several times.
+func (t *table) reserve(n int) {
+	for i := range t.shard {
+		s := &t.shard[i]
+		s.mu.Lock()
+		freeSlots(s.slots)
+		s.slots = newSlots(n / shards * 104 / 85) // shards differ by a few in a hundred
+		s.mu.Unlock()
+	}
+}
+
 // grow makes room for a quarter more. The shard is locked.
 func (s *shard) grow() {
 	old := s.slots
-	s.slots = make([]slot, max(16, len(old)+len(old)/4))
+	s.slots = newSlots(len(old) + len(old)/4)
 	for i := range old {
 		if old[i].meta != 0 {
 			j, _ := s.find(&old[i].key)
 			s.slots[j] = old[i]
 		}
 	}
+	freeSlots(old)
+}
+
+// newSlots returns n empty slots, or a few more: whole pages.
+func newSlots(n int) []slot {
+	const size, page = int(unsafe.Sizeof(slot{})), 4096
+	bytes := (max(1, n*size) + page - 1) &^ (page - 1)
+	p, err := unix.MmapPtr(-1, 0, nil, uintptr(bytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		panic(fmt.Errorf("memory for %d cached objects: %w", n, err)) // as make would
+	}
+	return unsafe.Slice((*slot)(p), bytes/size)
+}
+
+func freeSlots(s []slot) {
+	if len(s) > 0 {
+		// It fails only for what is no mapping.
+		_ = unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(s)), uintptr(len(s))*unsafe.Sizeof(slot{}))
+	}
+}
+
+// reset forgets everything.
+func (t *table) reset() {
+	for i := range t.shard {
+		s := &t.shard[i]
+		s.mu.Lock()
+		freeSlots(s.slots)
+		s.slots, s.n = nil, 0
+		s.mu.Unlock()
+	}
+	t.count.Store(0)
 }
 
 // update replaces what is known of k if it is still where was says; change gets the present value.

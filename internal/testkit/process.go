@@ -27,7 +27,9 @@ var packages = map[string]string{
 	"mksquashfs":              "squashfs-tools",
 	"newuidmap":               "uidmap",
 	"nginx":                   "nginx-light",
+	"sinfo":                   "slurm-client",
 	"squashfuse_ll":           "squashfuse",
+	"srun":                    "slurm-client",
 	"systemd-analyze":         "systemd",
 	"systemd-socket-activate": "systemd",
 }

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/skimfs/skimfs/index"
@@ -18,21 +17,22 @@ import (
 
 // Client reads the files of one repository. It is safe for concurrent use.
 type Client struct {
-	cfg        Config
-	agent      []string
-	dec        *index.ObjectDecoder
-	count      *counters
-	slots      chan struct{}       // one for each request under way
-	transports []*http.Transport   // by proxy
-	trippers   []http.RoundTripper // the same, or what tests put around them
-	closed     atomic.Bool
-	throttle   throttle
-	paths      []atomic.Pointer[pathCounters] // by proxy and server
-	roots      *x509.CertPool                 // nil: the system's
+	cfg      Config
+	agent    []string
+	dec      *index.ObjectDecoder
+	count    *counters
+	slots    chan struct{} // one for each request under way
+	throttle throttle
+	roots    *x509.CertPool // nil: the system's
 
-	mu      sync.Mutex // guards the current path
+	background sync.WaitGroup // probes and lookups
+	ctx        context.Context
+	cancel     context.CancelFunc // ends them, and refuses requests
+
+	mu      sync.Mutex // guards the current path and what is known of the others
 	proxies *proxyChain
 	servers *stratum
+	probing bool
 }
 
 // New returns a client. It makes no request.
@@ -41,7 +41,7 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fetch configuration: %w", err)
 	}
-	groups, err := ParseProxies(cfg.Proxies)
+	groups, err := withFallback(cfg.Proxies, cfg.Fallback)
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +49,7 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	servers, err := newStratum(cfg.Servers, cfg.ServerReset)
+	servers, err := newStratum(cfg.Servers, cfg.ServerReset, cfg.Probe)
 	if err != nil {
 		return nil, err
 	}
@@ -60,26 +60,37 @@ func New(cfg Config) (*Client, error) {
 	c := &Client{
 		cfg: cfg, agent: []string{cfg.UserAgent}, dec: dec, count: newCounters(cfg.Metrics),
 		slots:   make(chan struct{}, cfg.Connections),
-		proxies: newProxyChain(groups, cfg.ProxyReset, rand.IntN), servers: servers, roots: roots,
+		proxies: newProxyChain(members(groups), cfg.ProxyReset, rand.IntN), servers: servers, roots: roots,
 	}
-	c.paths = make([]atomic.Pointer[pathCounters], len(c.proxies.all)*len(servers.all))
-	for _, p := range c.proxies.all {
-		t := c.transport(p)
-		c.transports = append(c.transports, t)
-		c.trippers = append(c.trippers, t)
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	for _, m := range c.proxies.all {
+		c.connect(m)
 	}
 	return c, nil
 }
 
-// Close refuses new requests and closes idle connections. Requests under way end by themselves.
+// Close refuses new requests, ends probes and closes idle connections. Requests under way end by themselves.
 func (c *Client) Close() {
-	c.closed.Store(true)
+	c.mu.Lock()
+	c.cancel()
+	c.mu.Unlock()
+	c.background.Wait()
 	c.closeIdle()
 }
 
+// spawn runs do in the background, unless c is closed. Client.mu is held.
+func (c *Client) spawn(do func()) {
+	if c.ctx.Err() == nil {
+		c.background.Go(do)
+	}
+}
+
 func (c *Client) closeIdle() {
-	for _, t := range c.transports {
-		t.CloseIdleConnections()
+	c.mu.Lock()
+	all := c.proxies.all
+	c.mu.Unlock()
+	for _, m := range all {
+		m.transport.CloseIdleConnections()
 	}
 }
 
@@ -87,12 +98,12 @@ func (c *Client) closeIdle() {
 func (c *Client) Path() (proxy, server string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.proxies.all[c.proxies.cur].String(), c.servers.all[c.servers.cur].String()
+	return c.proxies.cur.String(), c.servers.cur.String()
 }
 
 // Object returns the plain content, size bytes, that d names. Nothing is returned before all of it was verified.
 func (c *Client) Object(ctx context.Context, d index.Digest, size int64) ([]byte, error) {
-	w := &want{path: d.ObjectPath(), limit: index.MaxObjectLen(size), check: objectCheck(c.dec, d, size)}
+	w := &want{path: d.ObjectPath(), object: true, limit: index.MaxObjectLen(size), check: objectCheck(c.dec, d, size)}
 	if d.IsZero() || size <= 0 || size > index.MaxObject {
 		return nil, c.refuse(w, fmt.Errorf("object %v of %d bytes: %w", d, size, index.ErrFormat))
 	}
@@ -130,6 +141,7 @@ const maxFile = 64 << 20
 // want is what a request is for.
 type want struct {
 	path    string
+	object  bool   // two requests at once do no harm
 	limit   int64  // most bytes of the body
 	cache   string // Cache-Control, unless past the caches
 	noCache bool   // past the caches from the first try on
@@ -143,11 +155,11 @@ func (c *Client) refuse(w *want, err error) error {
 
 // get asks one path after the other until one gives what w wants.
 func (c *Client) get(ctx context.Context, w *want) ([]byte, error) {
-	if c.closed.Load() {
+	if c.ctx.Err() != nil {
 		return nil, c.refuse(w, fs.ErrClosed)
 	}
 	defer func() {
-		if c.closed.Load() {
+		if c.ctx.Err() != nil {
 			c.closeIdle()
 		}
 	}()
@@ -155,10 +167,11 @@ func (c *Client) get(ctx context.Context, w *want) ([]byte, error) {
 		f := ctxFault(ctx)
 		return nil, &Error{Op: http.MethodGet, URL: w.path, Err: f.err, kind: f.kind}
 	}
+	c.maintain(ctx)
 	r := c.route(w)
 	var last error // of the try before
 	for {
-		plain, f := c.try(ctx, r, w)
+		plain, f := c.attempt(ctx, r, w)
 		if f == nil {
 			c.arrived(r)
 			c.throttle.succeed(w.path)

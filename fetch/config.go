@@ -11,9 +11,11 @@ import (
 // Config is what New needs. Zero values mean the default given at the field; a negative ProxyReset or ServerReset means
 // never, a negative MaxRetries or LowSpeed none.
 type Config struct {
-	Servers []string // base URLs of the repository's mirrors, in order of preference; at least one
-	Proxies string   // as ParseProxies reads it; "" means DIRECT
-	Shard   bool     // each object has a proxy of its own in its group, instead of one proxy for all of this client
+	Servers  []string // base URLs of the repository's mirrors, in order of preference; at least one
+	Proxies  string   // as ParseProxies reads it; "" means DIRECT
+	Fallback string   // more of them, after all of Proxies; if there are any, DIRECT is not used from either list
+	Probe    bool     // order the servers by measured round trip, at first use and after each ServerReset
+	Shard    bool     // each object has a proxy of its own in its group, instead of one proxy for all of this client
 
 	Auth   Credentials // for the servers named in it; a user in a server's URL goes before
 	CAFile string      // certificates in PEM to trust besides the system's
@@ -26,8 +28,9 @@ type Config struct {
 	BackoffInit time.Duration // longest pause before the first of them: 2 s
 	BackoffMax  time.Duration // longest pause before any: 10 s
 
-	ProxyReset  time.Duration // after which a failed proxy is trusted again: 300 s
-	ServerReset time.Duration // after which the first server is tried again: 1800 s
+	ProxyReset  time.Duration // after which a failed proxy is probed: 300 s
+	ServerReset time.Duration // after which the servers before the one in use are probed: 1800 s
+	Lookup      time.Duration // after which the names of proxies are looked up again: 60 s
 
 	Connections int          // requests at once, and connections kept to each host: 32, which is also the least
 	UserAgent   string       // "skimfs"
@@ -47,6 +50,7 @@ func (cfg Config) withDefaults() (Config, error) {
 		{"TimeoutDirect", &cfg.TimeoutDirect, 10 * time.Second},
 		{"BackoffInit", &cfg.BackoffInit, 2 * time.Second},
 		{"BackoffMax", &cfg.BackoffMax, 10 * time.Second},
+		{"Lookup", &cfg.Lookup, 60 * time.Second},
 	} {
 		if *d.value < 0 {
 			return cfg, fmt.Errorf("%s is %v, want a positive duration", d.name, *d.value)

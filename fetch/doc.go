@@ -11,7 +11,12 @@
 // the caller's or this node's (nothing is switched), the proxy's (next member of its group, then the next group), the
 // server's (next mirror), or the content's (once more with Cache-Control: no-cache, then the next mirror). Faults of a
 // transfer are worth another try on the same path after a random pause. One request tries each path once, so it ends;
-// its context ends it sooner. After Config.ProxyReset and Config.ServerReset the first choices are tried again.
+// its context ends it sooner. What failed is probed in the background after Config.ProxyReset and Config.ServerReset, and
+// used again once it answers.
+//
+// A proxy's name with several addresses is several proxies of its group. Slow is not dead: within a group, times to the first
+// byte decide who is used; an answer that is later than 95 of 100 has a second request made through another member, and the first
+// right answer counts (at most 5 % of requests); what timed out while others were served is not left.
 //
 // Promises:
 //   - Object returns nothing unless the whole content has the wanted digest and size.

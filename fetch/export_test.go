@@ -4,7 +4,7 @@ import "net/http"
 
 // WrapTransports puts wrap around the connections of every proxy of c.
 func WrapTransports(c *Client, wrap func(http.RoundTripper) http.RoundTripper) {
-	for i, t := range c.trippers {
-		c.trippers[i] = wrap(t)
+	for _, m := range c.proxies.all {
+		m.tripper = wrap(m.tripper)
 	}
 }

@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"sync"
@@ -16,6 +17,7 @@ type Stats struct {
 	Dials     int64            // connections begun
 	Retries   int64            // tries on the same path after a pause
 	Refreshes int64            // tries past the caches, for wrong or missing content
+	Hedges    int64            // second requests, for an answer that was slow to begin
 	Failovers int64            // changes of the current proxy or server because of a fault
 	Errors    map[string]int64 // failed tries by kind, as in skimfs_fetch_errors_total
 	Proxy     string           // in use, without credentials, or "DIRECT"
@@ -40,15 +42,19 @@ func (c *counter) add(n int64) {
 //	skimfs_fetch_dials_total                    connections begun
 //	skimfs_fetch_retries_total{why=…}           further tries on the same path: transfer, content
 //	skimfs_fetch_failovers_total{of=…}          changes of the current proxy or server
+//	skimfs_fetch_hedges_total                   second requests, for an answer that was slow to begin
+//	skimfs_fetch_hedges_won_total               of these, the quicker ones
+//	skimfs_fetch_probes_total{answer=…}         questions to what had failed, and to order the servers: yes, no
 //	skimfs_fetch_path_requests_total{proxy=…,server=…}  requests by the way they went, both as host:port
 //	skimfs_fetch_path_bytes_total{…}                    body bytes received
-//	skimfs_fetch_path_errors_total{…}                   failed tries
+//	skimfs_fetch_path_errors_total{…,kind=…}            failed tries
 //	skimfs_fetch_path_seconds{…}                        seconds a good answer took, histogram
 //	skimfs_fetch_errors_total{side=…,kind=…}    failed tries; sides and kinds as in retry.go
 type counters struct {
-	set                                  *metrics.Set
-	requests, bytes, dials               counter
-	retries, refreshes, proxies, servers counter
+	set                                    *metrics.Set
+	requests, bytes, dials                 counter
+	retries, refreshes, proxies, servers   counter
+	hedges, hedgesWon, probesYes, probesNo counter
 
 	mu     sync.Mutex
 	errors map[string]int64 // by kind; guarded by mu
@@ -67,6 +73,10 @@ func newCounters(set *metrics.Set) *counters {
 		`skimfs_fetch_retries_total{why="content"}`:  &c.refreshes,
 		`skimfs_fetch_failovers_total{of="proxy"}`:   &c.proxies,
 		`skimfs_fetch_failovers_total{of="server"}`:  &c.servers,
+		`skimfs_fetch_hedges_total`:                  &c.hedges,
+		`skimfs_fetch_hedges_won_total`:              &c.hedgesWon,
+		`skimfs_fetch_probes_total{answer="yes"}`:    &c.probesYes,
+		`skimfs_fetch_probes_total{answer="no"}`:     &c.probesNo,
 	} {
 		counter.shared = set.GetOrCreateCounter(name)
 	}
@@ -83,21 +93,29 @@ func (c *counters) fault(f *fault) {
 
 // pathCounters count what went one way. They are made at its first use: most ways never have one.
 type pathCounters struct {
-	requests, bytes, errors *metrics.Counter
-	seconds                 *metrics.Histogram
+	labels          string
+	requests, bytes *metrics.Counter
+	seconds         *metrics.Histogram
 }
 
-func (c *counters) path(p *Proxy, s *server) *pathCounters {
+func (c *counters) path(p *member, s *server) *pathCounters {
 	proxy := direct
 	if !p.Direct() {
 		proxy = p.url.Host
 	}
-	labels := fmt.Sprintf(`{proxy=%q,server=%q}`, proxy, s.base.Host)
+	labels := fmt.Sprintf(`proxy=%q,server=%q`, proxy, s.base.Host)
 	return &pathCounters{
-		requests: c.set.GetOrCreateCounter("skimfs_fetch_path_requests_total" + labels),
-		bytes:    c.set.GetOrCreateCounter("skimfs_fetch_path_bytes_total" + labels),
-		errors:   c.set.GetOrCreateCounter("skimfs_fetch_path_errors_total" + labels),
-		seconds:  c.set.GetOrCreateHistogram("skimfs_fetch_path_seconds" + labels),
+		labels:   labels,
+		requests: c.set.GetOrCreateCounter("skimfs_fetch_path_requests_total{" + labels + "}"),
+		bytes:    c.set.GetOrCreateCounter("skimfs_fetch_path_bytes_total{" + labels + "}"),
+		seconds:  c.set.GetOrCreateHistogram("skimfs_fetch_path_seconds{" + labels + "}"),
+	}
+}
+
+// failed counts a failed try by its way. A request that was overtaken did not fail.
+func (c *counters) failed(way *pathCounters, f *fault) {
+	if !errors.Is(f.err, errOvertaken) {
+		c.set.GetOrCreateCounter(fmt.Sprintf(`skimfs_fetch_path_errors_total{%s,kind=%q}`, way.labels, f.kind)).Inc()
 	}
 }
 
@@ -107,6 +125,7 @@ func (c *Client) Stats() Stats {
 	s := Stats{
 		Requests: n.requests.own.Load(), Bytes: n.bytes.own.Load(), Dials: n.dials.own.Load(),
 		Retries: n.retries.own.Load(), Refreshes: n.refreshes.own.Load(),
+		Hedges:    n.hedges.own.Load(),
 		Failovers: n.proxies.own.Load() + n.servers.own.Load(),
 	}
 	n.mu.Lock()

@@ -4,9 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // direct is how a proxy list names the way without a proxy.
@@ -67,6 +67,28 @@ func ParseProxies(list string) ([]ProxyGroup, error) {
 	return groups, nil
 }
 
+// withFallback adds the groups of a list of fallback proxies, if there is one. DIRECT is then in neither list (row W03).
+func withFallback(list, fallback string) ([]ProxyGroup, error) {
+	groups, err := ParseProxies(list)
+	if err != nil || strings.TrimSpace(fallback) == "" {
+		return groups, err
+	}
+	more, err := ParseProxies(fallback)
+	if err != nil {
+		return nil, fmt.Errorf("fallback: %w", err)
+	}
+	var kept []ProxyGroup
+	for _, g := range append(groups, more...) {
+		if g = slices.DeleteFunc(g, (*Proxy).Direct); len(g) > 0 {
+			kept = append(kept, g)
+		}
+	}
+	if len(kept) == 0 {
+		return nil, errors.New("the lists of proxies and of fallback proxies name no proxy but DIRECT")
+	}
+	return kept, nil
+}
+
 // hostRunes are those of DNS names and of IP addresses (without zone), with a port.
 const hostRunes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:[]"
 
@@ -100,101 +122,4 @@ func parseProxy(name string) (*Proxy, error) {
 		return nil, errors.New("only scheme, host and port are expected")
 	}
 	return &Proxy{&url.URL{Scheme: u.Scheme, User: u.User, Host: strings.ToLower(u.Host)}}, nil
-}
-
-// proxyChain is the state of a proxy list: which one is in use, which ones failed ("burned"). Client.mu guards it.
-type proxyChain struct {
-	all    []*Proxy
-	group  []int // of all[i]
-	burned []bool
-	cur    int
-	since  time.Time     // first burn after the last reset; zero while all is well
-	reset  time.Duration // after which a burned proxy is trusted again; ≤ 0: never
-	rand   func(n int) int
-}
-
-func newProxyChain(groups []ProxyGroup, reset time.Duration, rand func(int) int) *proxyChain {
-	ch := &proxyChain{reset: reset, rand: rand}
-	for g, members := range groups {
-		for _, p := range members {
-			ch.all = append(ch.all, p)
-			ch.group = append(ch.group, g)
-		}
-	}
-	ch.burned = make([]bool, len(ch.all))
-	ch.restart()
-	return ch
-}
-
-// restart forgets all burns and goes to a random member of the first group.
-func (ch *proxyChain) restart() {
-	clear(ch.burned)
-	ch.since = time.Time{}
-	ch.cur = ch.pick(0, func(int) bool { return true })
-}
-
-// refresh resets the chain if it is time and reports whether the current proxy changed. One in the first group stays.
-func (ch *proxyChain) refresh(now time.Time) bool {
-	if ch.since.IsZero() || ch.reset <= 0 || now.Sub(ch.since) < ch.reset {
-		return false
-	}
-	if old := ch.cur; ch.group[old] > 0 {
-		ch.restart()
-		return ch.cur != old
-	}
-	clear(ch.burned)
-	ch.since = time.Time{}
-	return false
-}
-
-// burn marks proxy i as failed and, if it is the current one, goes to the next. It reports whether the current one changed.
-// When all have failed they all count as good again, from the first group on.
-func (ch *proxyChain) burn(i int, now time.Time) bool {
-	ch.burned[i] = true
-	if ch.since.IsZero() {
-		ch.since = now
-	}
-	if i != ch.cur || len(ch.all) == 1 {
-		return false
-	}
-	next := ch.pick(ch.group[i], func(j int) bool { return !ch.burned[j] })
-	if next < 0 {
-		clear(ch.burned)
-		ch.burned[i] = true
-		next = ch.pick(0, func(j int) bool { return j != i })
-	}
-	ch.cur = next
-	return true
-}
-
-// pick returns a random member that satisfies ok of the first group that has one, beginning at group from and going
-// round, or -1.
-func (ch *proxyChain) pick(from int, ok func(i int) bool) int {
-	groups := ch.group[len(ch.group)-1] + 1
-	for k := range groups {
-		g, n, found := (from+k)%groups, 0, -1
-		for i := range ch.all {
-			if ch.group[i] == g && ok(i) {
-				if n++; ch.rand(n) == 0 { // each of n with probability 1/n
-					found = i
-				}
-			}
-		}
-		if found >= 0 {
-			return found
-		}
-	}
-	return -1
-}
-
-// next returns a proxy for a request that may use those that satisfy free: the current one, else a good one, else any; or -1.
-func (ch *proxyChain) next(free func(i int) bool) int {
-	if free(ch.cur) {
-		return ch.cur
-	}
-	from := ch.group[ch.cur]
-	if i := ch.pick(from, func(i int) bool { return free(i) && !ch.burned[i] }); i >= 0 {
-		return i
-	}
-	return ch.pick(from, free)
 }

@@ -50,6 +50,7 @@ type fault struct {
 	again  bool // the same path deserves another try
 	status int
 	err    error
+	alive  bool          // the same side served others meanwhile
 	after  time.Duration // not to be asked before: what Retry-After says
 }
 

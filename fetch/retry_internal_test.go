@@ -140,15 +140,15 @@ func chainOf(t *testing.T, list string, reset time.Duration) *proxyChain {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newProxyChain(groups, reset, rand.IntN)
+	return newProxyChain(members(groups), reset, rand.IntN)
 }
 
 func TestW02RandomMemberAtStart(t *testing.T) {
-	var seen [4]int
+	seen := map[string]int{}
 	for range 3000 {
-		seen[chainOf(t, "a:1|b:1|c:1;d:1", 0).cur]++
+		seen[chainOf(t, "a:1|b:1|c:1;d:1", 0).cur.String()]++
 	}
-	if seen[3] != 0 || min(seen[0], seen[1], seen[2]) < 800 {
+	if seen["http://d:1"] != 0 || min(seen["http://a:1"], seen["http://b:1"], seen["http://c:1"]) < 800 {
 		t.Errorf("starts at %v of 3000", seen)
 	}
 }
@@ -156,55 +156,65 @@ func TestW02RandomMemberAtStart(t *testing.T) {
 func TestW07Burn(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	ch := chainOf(t, "a:1|b:1;c:1", time.Minute)
-	first := ch.cur
-	other := 1 - first
+	first, other := ch.all[0], ch.all[1]
+	if ch.cur != first {
+		first, other = other, first
+	}
 	if ch.burn(first, now); ch.cur != other {
-		t.Errorf("after the first burn at %d, want %d", ch.cur, other)
+		t.Errorf("after the first burn at %v, want %v", ch.cur, other)
 	}
-	if ch.burn(first, now) || ch.cur != other {
-		t.Errorf("a late report about a burned proxy moved the chain to %d", ch.cur)
+	if ch.burn(first, now); ch.cur != other {
+		t.Errorf("a late report about a burned proxy moved the chain to %v", ch.cur)
 	}
-	if ch.burn(other, now); ch.cur != 2 {
-		t.Errorf("group exhausted: at %d, want 2", ch.cur)
+	if ch.burn(other, now); ch.cur != ch.all[2] {
+		t.Errorf("group exhausted: at %v, want the next group", ch.cur)
 	}
-	if ch.burn(2, now); ch.group[ch.cur] != 0 {
-		t.Errorf("all exhausted: at %d, want group 0", ch.cur)
+	if ch.burn(ch.all[2], now); ch.cur.group != 0 || !ch.all[2].burned || first.burned {
+		t.Errorf("all exhausted: at %v, want group 0", ch.cur)
+	}
+	alone := chainOf(t, "a:1", time.Minute)
+	if alone.burn(alone.cur, now); alone.cur.burned {
+		t.Errorf("the only proxy is left")
 	}
 }
 
-func TestW08Reset(t *testing.T) {
+func TestW08DueAndHeal(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	ch := chainOf(t, "a:1;b:1", time.Minute)
-	ch.burn(0, now)
-	if ch.refresh(now.Add(59*time.Second)) || ch.cur != 1 {
-		t.Errorf("reset before its time")
+	a, b := ch.all[0], ch.all[1]
+	ch.burn(a, now)
+	if len(ch.due(now.Add(59*time.Second))) != 0 || ch.cur != b {
+		t.Errorf("due before its time")
 	}
-	if !ch.refresh(now.Add(60*time.Second)) || ch.cur != 0 {
-		t.Errorf("no reset at its time")
+	if due := ch.due(now.Add(60 * time.Second)); len(due) != 1 || due[0] != a {
+		t.Errorf("due at its time: %v", due)
+	}
+	if ch.heal(a); ch.cur != a || a.burned {
+		t.Errorf("healed and at %v", ch.cur)
 	}
 	never := chainOf(t, "a:1;b:1", -1)
-	never.burn(0, now)
-	if never.refresh(now.Add(time.Hour)) {
-		t.Errorf("reset though told never")
+	never.burn(never.all[0], now)
+	if len(never.due(now.Add(time.Hour))) != 0 {
+		t.Errorf("due though told never")
 	}
 	same := chainOf(t, "a:1|b:1", time.Minute)
 	was := same.cur
 	same.burn(was, now)
-	if same.refresh(now.Add(time.Hour)) || same.cur == was || same.burned[was] {
-		t.Errorf("a reset inside the first group has to keep the working proxy and trust the other again")
+	if same.heal(was); same.cur == was || was.burned {
+		t.Errorf("inside the first group the working proxy is kept and the other trusted again")
 	}
-	st, err := newStratum([]string{"http://a", "http://b", "http://c"}, time.Minute)
+	st, err := newStratum([]string{"http://a", "http://b", "http://c"}, time.Minute, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	st.leave(0, now)
-	st.leave(0, now) // late report
-	if st.cur != 1 {
-		t.Errorf("at server %d, want 1", st.cur)
+	st.leave(st.all[0], now)
+	st.leave(st.all[0], now) // late report
+	if st.cur != st.all[1] {
+		t.Errorf("at server %v, want b", st.cur)
 	}
-	st.leave(1, now.Add(50*time.Second))
-	if st.refresh(now.Add(59*time.Second)) || !st.refresh(now.Add(time.Minute)) || st.cur != 0 {
-		t.Errorf("server reset: at %d", st.cur)
+	st.leave(st.all[1], now.Add(50*time.Second))
+	if len(st.due(now.Add(59*time.Second))) != 0 || len(st.due(now.Add(time.Minute))) != 2 {
+		t.Errorf("servers due: %v", st.due(now.Add(time.Minute)))
 	}
 }
 
@@ -233,7 +243,7 @@ func TestRequestEnds(t *testing.T) {
 				}
 				return &http.Response{StatusCode: code, Header: h, Body: http.NoBody}, nil
 			}
-			c.trippers[i] = tripper(faults[i])
+			c.proxies.all[i].tripper = tripper(faults[i])
 		}
 		_, err = c.FileChecked(context.Background(), "manifest", 0, 1, false, func([]byte) error { return errSlow })
 		var e *Error

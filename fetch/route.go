@@ -4,65 +4,73 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
+// path is a way to the repository.
+type path struct {
+	proxy  *member
+	server *server
+}
+
 // route is one request's way through the paths. It belongs to the goroutine that makes the request.
 type route struct {
-	p, s     int // the path of the next try, as indices into proxyChain.all and stratum.all
-	proxy    *Proxy
-	server   *server
+	path     // of the next try
 	noCache  bool
 	retries  int // on this path
 	attempts int // HTTP requests made
-	tried    [][2]int
+	tried    []path
 	suspects []suspect
+	heard    atomic.Bool // the first byte of the try under way came
 }
 
 // suspect is a proxy or server whose content was refused. It is to blame only once another one has the right content.
 type suspect struct {
-	ofProxy bool
-	index   int
-	fault   *fault
+	proxy  *member // or
+	server *server
+	fault  *fault
 }
 
-func (r *route) free(p, s int) bool { return !slices.Contains(r.tried, [2]int{p, s}) }
+func (r *route) free(m *member, s *server) bool { return !slices.Contains(r.tried, path{m, s}) }
 
-// route begins a request on the current path, after a reset if one is due.
+// route begins a request on the current path.
 func (c *Client) route(w *want) *route {
 	c.mu.Lock()
-	now := time.Now()
-	l := c.watch()
-	c.proxies.refresh(now)
-	c.servers.refresh(now)
+	defer c.mu.Unlock()
 	r := &route{noCache: w.noCache}
-	p := c.proxies.cur
-	if c.cfg.Shard {
-		p = c.proxies.shard(w.path)
+	m := c.proxies.cur
+	switch {
+	case c.cfg.Shard:
+		m = c.proxies.shard(w.path, nil)
+	case w.object:
+		m = c.proxies.turn()
 	}
-	c.aim(r, p, c.servers.cur)
-	l.compare(c)
-	c.mu.Unlock()
-	l.write(c, nil)
+	c.aim(r, m, c.servers.cur)
+	if m != c.proxies.cur && !c.cfg.Shard {
+		r.retries = c.cfg.MaxRetries // asked out of curiosity: not twice
+	}
 	return r
 }
 
 // aim sets the path of r's next try. Client.mu is held.
-func (c *Client) aim(r *route, p, s int) {
-	r.p, r.s, r.retries = p, s, 0
-	r.proxy, r.server = c.proxies.all[p], c.servers.all[s]
+func (c *Client) aim(r *route, m *member, s *server) {
+	r.path, r.retries = path{m, s}, 0
 }
 
 // ways says what r can still do.
 func (c *Client) ways(r *route) ways {
+	c.mu.Lock()
+	proxies, servers := c.proxies.all, c.servers.all
+	c.mu.Unlock()
 	w := ways{retries: r.retries, maxRetries: c.cfg.MaxRetries, noCache: r.noCache}
-	for p := range c.proxies.all { // the lists never change
-		for s := range c.servers.all {
+	for _, m := range proxies {
+		for _, s := range servers {
 			switch {
-			case p == r.p && s == r.s, !r.free(p, s):
-			case s == r.s:
+			case m == r.proxy && s == r.server, !r.free(m, s):
+			case s == r.server:
 				w.proxy = true
-			case p == r.p:
+			case m == r.proxy:
 				w.server = true
 			default:
 				w.other = true
@@ -74,114 +82,106 @@ func (c *Client) ways(r *route) ways {
 
 // move puts r on another path after the fault f, and everybody else too if f is enough to blame the old one for.
 func (c *Client) move(r *route, w *want, f *fault, to step) {
-	r.tried = append(r.tried, [2]int{r.p, r.s})
+	r.tried = append(r.tried, r.path)
 	if f.side == sideData {
 		if to == nextProxy { // what all servers were suspected of is more likely the proxy's doing
-			r.suspects = slices.DeleteFunc(r.suspects, func(s suspect) bool { return !s.ofProxy })
-			r.suspects = append(r.suspects, suspect{true, r.p, f})
+			r.suspects = slices.DeleteFunc(r.suspects, func(s suspect) bool { return s.server != nil })
+			r.suspects = append(r.suspects, suspect{proxy: r.proxy, fault: f})
 		} else {
-			r.suspects = append(r.suspects, suspect{false, r.s, f})
+			r.suspects = append(r.suspects, suspect{server: r.server, fault: f})
 		}
 	}
 	if to == nextServer || f.side == sideData {
 		r.noCache = w.noCache
 	}
-	c.change(f, func(now time.Time) {
-		p, s := r.p, r.s
+	c.change(string(f.kind), f, func(now time.Time) {
+		m, s := r.proxy, r.server
 		switch {
 		case to == nextProxy:
-			if f.side == sideProxy {
-				c.proxies.burn(p, now)
-			}
-			p = c.proxies.next(func(i int) bool { return r.free(i, s) })
+			c.accuse(r.path, f, now)
+			m = c.proxies.next(func(m *member) bool { return r.free(m, s) })
 		case f.side == sideProxy: // all proxies failed for this server
-			if c.servers.leave(s, now) {
+			if !f.alive && c.servers.leave(s, now) {
 				c.proxies.restart()
 			}
-			s = c.servers.next(func(j int) bool {
-				return c.proxies.next(func(i int) bool { return r.free(i, j) }) >= 0
+			s = c.servers.next(func(s *server) bool {
+				return c.proxies.next(func(m *member) bool { return r.free(m, s) }) != nil
 			})
-			p = c.proxies.next(func(i int) bool { return r.free(i, s) })
-		default:
-			if f.side == sideHost {
-				c.servers.leave(s, now)
+			if s != nil {
+				m = c.proxies.next(func(m *member) bool { return r.free(m, s) })
 			}
-			s = c.servers.next(func(j int) bool { return r.free(p, j) })
+		default:
+			c.accuse(r.path, f, now)
+			s = c.servers.next(func(s *server) bool { return r.free(m, s) })
 		}
-		c.aim(r, p, s)
+		if m != nil && s != nil { // else the proxies' names lead elsewhere by now: this path gets one try more
+			c.aim(r, m, s)
+		}
 	})
+}
+
+// accuse leaves what f is the fault of, unless others were served well meanwhile: slow is not dead (row W11). Client.mu is held.
+func (c *Client) accuse(p path, f *fault, now time.Time) {
+	switch {
+	case f.alive:
+	case f.side == sideProxy:
+		c.proxies.burn(p.proxy, now)
+	case f.side == sideHost:
+		c.servers.leave(p.server, now)
+	}
 }
 
 // left reports whether others left what f is the fault of, for a path that r has not tried.
 func (c *Client) left(r *route, f *fault) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p, s := c.proxies.cur, c.servers.cur
-	if c.cfg.Shard && f.side == sideProxy && !c.proxies.burned[r.p] {
-		return false // it is not the current one, and nobody left it
-	}
-	return r.free(p, s) && (f.side == sideProxy && p != r.p || f.side == sideHost && s != r.s)
+	m, s := c.proxies.cur, c.servers.cur
+	return r.free(m, s) && (f.side == sideProxy && r.proxy.burned && m != r.proxy || f.side == sideHost && s != r.server)
 }
 
 // blame leaves r's path for the requests to come, if f is the path's fault.
 func (c *Client) blame(r *route, f *fault) {
-	c.change(f, func(now time.Time) {
-		switch f.side {
-		case sideProxy:
-			c.proxies.burn(r.p, now)
-		case sideHost:
-			c.servers.leave(r.s, now)
-		}
-	})
+	c.change(string(f.kind), f, func(now time.Time) { c.accuse(r.path, f, now) })
 }
 
 // arrived convicts the suspects of r: another path had what was wanted.
 func (c *Client) arrived(r *route) {
 	for _, s := range r.suspects {
-		c.change(s.fault, func(now time.Time) {
+		c.change(string(s.fault.kind), s.fault, func(now time.Time) {
 			switch {
-			case s.ofProxy && s.index != r.p:
-				c.proxies.burn(s.index, now)
-			case !s.ofProxy && s.index != r.s:
-				c.servers.leave(s.index, now)
+			case s.proxy != nil && s.proxy != r.proxy:
+				c.proxies.burn(s.proxy, now)
+			case s.server != nil && s.server != r.server:
+				c.servers.leave(s.server, now)
 			}
 		})
 	}
 }
 
-// change runs do on the current path under the lock, and counts and logs what it changed because of f.
-func (c *Client) change(f *fault, do func(now time.Time)) {
+// change runs do on the current path under the lock, and logs, and if it was for the fault f counts, what it changed.
+func (c *Client) change(reason string, f *fault, do func(now time.Time)) {
 	c.mu.Lock()
-	l := c.watch()
+	old := path{c.proxies.cur, c.servers.cur}
 	do(time.Now())
-	l.compare(c)
+	now := path{c.proxies.cur, c.servers.cur}
 	c.mu.Unlock()
-	l.write(c, f)
-}
-
-// pathChange is the current path before and after.
-type pathChange struct{ p, s, newP, newS int }
-
-func (c *Client) watch() pathChange { return pathChange{p: c.proxies.cur, s: c.servers.cur} }
-
-func (l *pathChange) compare(c *Client) { l.newP, l.newS = c.proxies.cur, c.servers.cur }
-
-// write logs the change, whose reason is f, or the end of the reset time if f is nil.
-func (l *pathChange) write(c *Client, f *fault) {
-	level, attrs := slog.LevelInfo, []any{"reason", "reset"}
-	if f != nil {
-		level, attrs = slog.LevelWarn, []any{"reason", string(f.kind), "side", string(f.side), "err", f.err}
+	if old == now {
+		return
 	}
-	log := func(msg string, from, to any, n *counter) {
+	level, attrs := slog.LevelInfo, []any{"reason", reason}
+	if f != nil {
+		level, attrs = slog.LevelWarn, append(attrs, "side", string(f.side), "err", f.err)
+	}
+	switched := func(what, from, to string, n *counter) {
 		if f != nil {
 			n.add(1)
 		}
-		c.cfg.Log.Log(context.Background(), level, msg, append([]any{"from", from, "to", to}, attrs...)...)
+		c.cfg.Log.Log(context.Background(), level, what+" switched", append([]any{"from", from, "to", to}, attrs...)...)
 	}
-	if l.p != l.newP {
-		log("proxy switched", c.proxies.all[l.p].String(), c.proxies.all[l.newP].String(), &c.count.proxies)
+	if old.proxy != now.proxy {
+		switched("proxy", old.proxy.String(), now.proxy.String(), &c.count.proxies)
 	}
-	if l.s != l.newS {
-		log("server switched", c.servers.all[l.s].String(), c.servers.all[l.newS].String(), &c.count.servers)
+	if old.server != now.server {
+		switched("server", old.server.String(), now.server.String(), &c.count.servers)
 	}
 }

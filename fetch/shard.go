@@ -1,23 +1,30 @@
 package fetch
 
-import (
-	"hash/fnv"
-)
+import "hash/fnv"
 
-// shard returns the member of the current group that path belongs to, among those that have not failed. Each path has an order of all
-// members of its own (rendezvous hashing), so a proxy that leaves hands its share to all others and moves nothing else.
-func (ch *proxyChain) shard(path string) int {
-	best, most := ch.cur, uint64(0)
-	for i, p := range ch.all {
-		if ch.group[i] != ch.group[ch.cur] || ch.burned[i] {
+// slowShare is of how many objects of its share a slow proxy keeps one.
+const slowShare = 8
+
+// shard returns the member of the current group that path belongs to, among those that have not failed and are not not. Each path has an order
+// of all members of its own (rendezvous hashing), so a proxy that leaves hands its share to all others and moves nothing else. A slow one keeps
+// a part of its share.
+func (ch *proxyChain) shard(path string, not *member) *member {
+	var best *member
+	var most uint64
+	for _, m := range ch.all {
+		if m.group != ch.cur.group || m.burned || m == not {
 			continue
 		}
 		h := fnv.New64a()
-		_, _ = h.Write([]byte(p.String()))
+		_, _ = h.Write([]byte(m.String()))
 		_, _ = h.Write([]byte{0})
 		_, _ = h.Write([]byte(path))
-		if n := mix(h.Sum64()); n >= most {
-			best, most = i, n
+		n := mix(h.Sum64())
+		if m.pace.slow && n%slowShare != 0 {
+			n = 0
+		}
+		if best == nil || n > most {
+			best, most = m, n
 		}
 	}
 	return best

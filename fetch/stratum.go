@@ -1,10 +1,13 @@
 package fetch
 
 import (
+	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -13,6 +16,9 @@ import (
 type server struct {
 	base *url.URL // without credentials
 	auth string   // value of the Authorization header, if any
+
+	number int       // in the configuration
+	whole  time.Time // when an answer last came whole; Client.mu guards it
 }
 
 func (s *server) String() string { return shown(s.base) }
@@ -55,14 +61,15 @@ func parseServer(raw string) (*server, error) {
 
 // stratum is the ordered mirrors and which one is in use. Client.mu guards it.
 type stratum struct {
-	all   []*server
-	cur   int
-	since time.Time     // when the first one was left
-	reset time.Duration // after which it is tried again; ≤ 0: never
+	all   []*server // in order of preference; replaced when the order changes
+	cur   *server
+	since time.Time     // when the first one was left, or the order measured
+	reset time.Duration // after which those before the current one are probed; ≤ 0: never
+	sort  bool          // by measured time, and again after each reset
 }
 
-func newStratum(servers []string, reset time.Duration) (*stratum, error) {
-	st := &stratum{reset: reset}
+func newStratum(servers []string, reset time.Duration, sort bool) (*stratum, error) {
+	st := &stratum{reset: reset, sort: sort}
 	seen := make(map[string]bool)
 	for _, raw := range servers {
 		s, err := parseServer(raw)
@@ -71,42 +78,60 @@ func newStratum(servers []string, reset time.Duration) (*stratum, error) {
 		}
 		if !seen[s.base.String()] {
 			seen[s.base.String()] = true
+			s.number = len(st.all)
 			st.all = append(st.all, s)
 		}
 	}
 	if len(st.all) == 0 {
 		return nil, errors.New("no server given")
 	}
+	st.cur = st.all[0]
 	return st, nil
 }
 
-// refresh goes back to the first server if it is time and reports whether it did.
-func (st *stratum) refresh(now time.Time) bool {
-	if st.cur == 0 || st.reset <= 0 || now.Sub(st.since) < st.reset {
-		return false
+// due returns the servers to probe now: those before the current one, or all if they are to be sorted.
+func (st *stratum) due(now time.Time) []*server {
+	switch {
+	case len(st.all) == 1, st.reset <= 0 && !st.since.IsZero(), now.Sub(st.since) < st.reset:
+		return nil
+	case st.sort:
+		return st.all
 	}
-	st.cur = 0
-	return true
+	return st.all[:slices.Index(st.all, st.cur)]
 }
 
-// leave goes to the server after i if i is the current one and reports whether it did.
-func (st *stratum) leave(i int, now time.Time) bool {
-	if i != st.cur || len(st.all) == 1 {
+// order puts the servers in the order of how long each took; those that took no time, since they did not answer, come last.
+func (st *stratum) order(took []time.Duration) {
+	by := make(map[*server]time.Duration)
+	for i, s := range st.all {
+		by[s] = took[i]
+		if took[i] == 0 {
+			by[s] = math.MaxInt64
+		}
+	}
+	st.all = slices.SortedStableFunc(slices.Values(st.all), func(a, b *server) int { return cmp.Compare(by[a], by[b]) })
+}
+
+// leave goes to the server after s if s is the current one and reports whether it did.
+func (st *stratum) leave(s *server, now time.Time) bool {
+	if s != st.cur || len(st.all) == 1 {
 		return false
 	}
+	i := slices.Index(st.all, s)
 	if i == 0 {
 		st.since = now
 	}
-	st.cur = (i + 1) % len(st.all)
+	st.cur = st.all[(i+1)%len(st.all)]
 	return true
 }
 
-// next returns the current server if free, else the next free one in order; or -1.
-func (st *stratum) next(free func(i int) bool) int {
+// next returns the current server if free, else the next free one in order; or nil.
+func (st *stratum) next(free func(s *server) bool) *server {
+	at := slices.Index(st.all, st.cur)
 	for k := range st.all {
-		if i := (st.cur + k) % len(st.all); free(i) {
-			return i
+		if s := st.all[(at+k)%len(st.all)]; free(s) {
+			return s
 		}
 	}
-	return -1
+	return nil
 }

@@ -16,14 +16,17 @@ import (
 	"time"
 )
 
-// transport returns the connections that lead through p. Its limits hold whatever the caller's context says.
-func (c *Client) transport(p *Proxy) *http.Transport {
-	limit := c.limit(p)
+// connect gives m the connections that lead through it. Their limits hold whatever the caller's context says.
+func (c *Client) connect(m *member) {
+	limit := c.limit(m)
 	dialer := &net.Dialer{Timeout: limit}
 	t := &http.Transport{
-		Proxy: func(*http.Request) (*url.URL, error) { return p.url, nil },
+		Proxy: func(*http.Request) (*url.URL, error) { return m.url, nil },
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			c.count.dials.add(1)
+			if m.addr != "" {
+				return dialer.DialContext(ctx, network, net.JoinHostPort(m.addr, m.url.Port()))
+			}
 			return dialAny(ctx, dialer, network, addr)
 		},
 		OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
@@ -43,12 +46,13 @@ func (c *Client) transport(p *Proxy) *http.Transport {
 		Protocols:              new(http.Protocols),
 	}
 	t.Protocols.SetHTTP1(true)
-	return t
+	m.transport, m.tripper = t, t
+	m.paths = make([]atomic.Pointer[pathCounters], len(c.cfg.Servers))
 }
 
-// limit is how long to wait through p for a connection, for the first byte, and for each window of a transfer.
-func (c *Client) limit(p *Proxy) time.Duration {
-	if p.Direct() {
+// limit is how long to wait through m for a connection, for the first byte, and for each window of a transfer.
+func (c *Client) limit(m *member) time.Duration {
+	if m.Direct() {
 		return c.cfg.TimeoutDirect
 	}
 	return c.cfg.Timeout
@@ -62,27 +66,51 @@ func (c *Client) try(ctx context.Context, r *route, w *want) ([]byte, *fault) {
 		return nil, ctxFault(ctx)
 	}
 	begin, count := time.Now(), c.counted(r)
-	body, f := c.receive(ctx, r, w)
+	body, first, f := c.receive(ctx, r, w)
 	<-c.slots
 	count.requests.Inc()
 	count.bytes.Add(len(body))
+	c.timed(r.path, begin, first, f)
 	if f != nil {
-		count.errors.Inc()
+		c.count.failed(count, f)
 		return nil, f
 	}
 	defer buffers.put(body)
 	count.seconds.UpdateDuration(begin)
 	plain, err := w.check(body)
 	if err != nil {
-		count.errors.Inc()
-		return nil, &fault{side: sideData, kind: kindContent, status: http.StatusOK, err: err}
+		f = &fault{side: sideData, kind: kindContent, status: http.StatusOK, err: err}
+		c.count.failed(count, f)
+		return nil, f
 	}
 	return plain, nil
 }
 
+// timed notes how long p took to the first byte (0: there was none) of a request that began then, and whether others were served meanwhile.
+func (c *Client) timed(p path, begin time.Time, first time.Duration, f *fault) {
+	late := f != nil && (f.kind == kindTimeout || f.kind == kindSlow)
+	if first == 0 && (late || f != nil && errors.Is(f.err, errOvertaken)) {
+		first = time.Since(begin)
+	}
+	if first == 0 {
+		return
+	}
+	c.change("slow", nil, func(now time.Time) {
+		c.proxies.timed(p.proxy, first)
+		switch {
+		case f == nil:
+			p.proxy.whole, p.server.whole = now, now
+		case late && f.side == sideProxy:
+			f.alive = p.proxy.whole.After(begin)
+		case late && f.side == sideHost:
+			f.alive = p.server.whole.After(begin)
+		}
+	})
+}
+
 // counted returns the counters of r's path.
 func (c *Client) counted(r *route) *pathCounters {
-	at := &c.paths[r.p*len(c.servers.all)+r.s]
+	at := &r.proxy.paths[r.server.number]
 	n := at.Load()
 	if n == nil {
 		n = c.count.path(r.proxy, r.server)
@@ -91,9 +119,10 @@ func (c *Client) counted(r *route) *pathCounters {
 	return n
 }
 
-// receive makes one request and returns the body in a buffer of the pool.
-func (c *Client) receive(parent context.Context, r *route, w *want) ([]byte, *fault) {
-	limit, proxied := c.limit(r.proxy), !r.proxy.Direct()
+// receive makes one request and returns the body in a buffer of the pool, and how long the first byte took (0: there was none).
+func (c *Client) receive(parent context.Context, r *route, w *want) (body []byte, first time.Duration, f *fault) {
+	begin, limit, proxied := time.Now(), c.limit(r.proxy), !r.proxy.Direct()
+	r.heard.Store(false)
 	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
 	g := &guard{cancel: cancel, window: limit, least: int64(float64(c.cfg.LowSpeed) * limit.Seconds())}
@@ -110,7 +139,7 @@ func (c *Client) receive(parent context.Context, r *route, w *want) ([]byte, *fa
 		}
 		f := judge(err, proxied)
 		if f.kind == kindTimeout || f.kind == kindSlow {
-			c.transports[r.p].CloseIdleConnections() // they may be as dead
+			r.proxy.transport.CloseIdleConnections() // they may be as dead
 		}
 		return f
 	}
@@ -120,8 +149,8 @@ func (c *Client) receive(parent context.Context, r *route, w *want) ([]byte, *fa
 	var resp *http.Response
 	for hops := 0; ; hops++ {
 		var err error
-		if resp, err = c.trippers[r.p].RoundTrip(req); err != nil {
-			return nil, fail(err)
+		if resp, err = r.proxy.tripper.RoundTrip(req); err != nil {
+			return nil, 0, fail(err)
 		}
 		if !isRedirect(resp.StatusCode) || resp.Header.Get("X-Squid-Error") != "" {
 			break
@@ -130,30 +159,32 @@ func (c *Client) receive(parent context.Context, r *route, w *want) ([]byte, *fa
 		resp.Body.Close()
 		to, err := redirected(req.URL, resp, hops)
 		if err != nil {
-			return nil, &fault{side: sideHost, kind: kindRedirect, status: resp.StatusCode, err: err}
+			return nil, 0, &fault{side: sideHost, kind: kindRedirect, status: resp.StatusCode, err: err}
 		}
 		req = c.follow(req, to, r)
 		c.count.requests.add(1)
 	}
 	defer resp.Body.Close()
 	silent.Stop()
+	r.heard.Store(true)
+	first = time.Since(begin)
 	g.start()
 	defer g.stop()
 	if resp.StatusCode != http.StatusOK {
 		c.count.bytes.add(drain(resp.Body))
-		return nil, judgeStatus(resp.StatusCode, resp.Header, proxied)
+		return nil, first, judgeStatus(resp.StatusCode, resp.Header, proxied)
 	}
 	if e := resp.Header.Get("Content-Encoding"); e != "" && e != "identity" {
-		return nil, fail(errEncoded)
+		return nil, first, fail(errEncoded)
 	}
 	body, err := readBody(resp.Body, resp.ContentLength, w.limit, &g.read)
 	c.count.bytes.add(g.read.Load())
 	if err != nil {
 		f := fail(err)
 		f.status = resp.StatusCode
-		return nil, f
+		return nil, first, f
 	}
-	return body, nil
+	return body, first, nil
 }
 
 // request builds the request for one try.
@@ -259,6 +290,9 @@ func drain(r io.Reader) int64 {
 // ctxFault is the fault of a request whose context ended.
 func ctxFault(ctx context.Context) *fault {
 	f := &fault{side: sideLocal, kind: kindCanceled, err: ctx.Err()}
+	if errors.Is(context.Cause(ctx), errOvertaken) {
+		f.err = errOvertaken
+	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		f.kind = kindDeadline
 	}

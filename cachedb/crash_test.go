@@ -21,9 +21,9 @@ import (
 const writerDir = "SKIMFS_TEST_CACHE_WRITER"
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(writerDir); dir != "" {
-		if err := writeUntilKilled(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
+	for variable, work := range map[string]func(dir string) error{writerDir: writeUntilKilled, churnDir: churn} {
+		if dir := os.Getenv(variable); dir != "" {
+			fmt.Fprintln(os.Stderr, work(dir))
 			os.Exit(1)
 		}
 	}
@@ -85,10 +85,11 @@ func killWriter(t *testing.T, dir string, after int, moment time.Duration) int {
 }
 
 func TestReopenAfterKill(t *testing.T) {
+	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
-	dir := t.TempDir()
+	dir := scratchDir(t)
 	for round := range 4 {
 		last := killWriter(t, dir, 20+rng.IntN(400), time.Duration(rng.IntN(30))*time.Millisecond)
 		db := open(t, cachedb.Config{Dir: dir})
@@ -176,6 +177,7 @@ func size(t *testing.T, path string) int64 {
 
 // Damage of any kind, while the cache runs or while it is closed, costs a refill and never gives a wrong byte.
 func TestDamage(t *testing.T) {
+	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 2))
@@ -256,6 +258,7 @@ func TestBitFlipIsDroppedCountedRefilled(t *testing.T) {
 }
 
 func TestDamagedIndexIsRebuilt(t *testing.T) {
+	t.Parallel()
 	damage := map[string]func(dir string){
 		"manifest cut": func(dir string) { os.Truncate(dir+"/index/MANIFEST", 3) },
 		"table flipped": func(dir string) {
@@ -271,7 +274,7 @@ func TestDamagedIndexIsRebuilt(t *testing.T) {
 	}
 	for name, act := range damage {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
+			dir := scratchDir(t)
 			db := open(t, cachedb.Config{Dir: dir})
 			for n := range 300 {
 				put(t, db, content(uint64(n), crashSize(n)))

@@ -10,7 +10,8 @@ import (
 
 // K05: pinned objects stay while everything else turns over three times, over restarts, an index lost included; unpinned they leave.
 func TestPinnedStays(t *testing.T) {
-	dir := t.TempDir()
+	t.Parallel()
+	dir := scratchDir(t)
 	db := open(t, cachedb.Config{Dir: dir, Limit: 32 << 20})
 	var pinned []index.Digest
 	for i := range 120 {
@@ -65,7 +66,7 @@ func TestPinnedStays(t *testing.T) {
 }
 
 func TestPinsHaveABudget(t *testing.T) {
-	db := open(t, cachedb.Config{Dir: t.TempDir(), Limit: 16 << 20})
+	db := open(t, cachedb.Config{Dir: scratchDir(t), Limit: 16 << 20})
 	var err error
 	for i := 0; i < 200 && err == nil; i++ {
 		_, err = db.Pin(put(t, db, content(uint64(i), 100_000)))
@@ -77,7 +78,8 @@ func TestPinsHaveABudget(t *testing.T) {
 
 // Objects of images in use leave after all others, however long they were not read: the kernel reads them from its own cache.
 func TestInUseLeavesLast(t *testing.T) {
-	db := open(t, cachedb.Config{Dir: t.TempDir(), Limit: 32 << 20})
+	t.Parallel()
+	db := open(t, cachedb.Config{Dir: scratchDir(t), Limit: 32 << 20})
 	var used []index.Digest
 	for i := range 80 {
 		used = append(used, put(t, db, content(uint64(i), []int{9000, 100_000}[i%2])))
@@ -112,7 +114,8 @@ func TestInUseLeavesLast(t *testing.T) {
 
 // Catalogs have a quarter of the limit to themselves; what is beyond that leaves as files do.
 func TestCatalogBudget(t *testing.T) {
-	db := open(t, cachedb.Config{Dir: t.TempDir(), Limit: 32 << 20})
+	t.Parallel()
+	db := open(t, cachedb.Config{Dir: scratchDir(t), Limit: 32 << 20})
 	for i := range 250 {
 		plain := content(uint64(i), 100_000)
 		if ok, err := db.Put(index.DigestOf(plain), cachedb.ClassCatalog, plain); !ok || err != nil {
@@ -135,7 +138,7 @@ func TestCatalogBudget(t *testing.T) {
 
 // K17: the limit is remembered, and holds before anything is evicted at the next start.
 func TestLimitIsRemembered(t *testing.T) {
-	dir := t.TempDir()
+	dir := scratchDir(t)
 	db := open(t, cachedb.Config{Dir: dir})
 	if err := db.SetLimit(77 << 20); err != nil {
 		t.Fatal(err)
@@ -156,8 +159,9 @@ func TestLimitIsRemembered(t *testing.T) {
 
 // The limit is checked before each write: no background work has to come first.
 func TestLimitIsExact(t *testing.T) {
+	t.Parallel()
 	const limit = 16 << 20
-	db := open(t, cachedb.Config{Dir: t.TempDir(), Limit: limit})
+	db := open(t, cachedb.Config{Dir: scratchDir(t), Limit: limit})
 	for i := range 600 {
 		put(t, db, content(uint64(i), []int{100, 32 << 10, 300_000}[i%3]))
 		if got := db.Stats().Bytes; got > limit {
@@ -167,7 +171,7 @@ func TestLimitIsExact(t *testing.T) {
 }
 
 func TestVerifyFindsWhatIsPlanted(t *testing.T) {
-	dir := t.TempDir()
+	dir := scratchDir(t)
 	db := open(t, cachedb.Config{Dir: dir})
 	small, large := put(t, db, content(1, 9000)), put(t, db, content(2, 90_000))
 	put(t, db, content(3, 90_000))

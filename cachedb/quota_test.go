@@ -29,8 +29,9 @@ func churnSize(n uint64) int {
 // The limit holds on what du counts, under several writers and readers, while six times the limit streams through; what
 // is read again and again survives.
 func TestLimitHoldsUnderChurn(t *testing.T) {
+	t.Parallel()
 	const limit = 64 << 20
-	dir := t.TempDir()
+	dir := scratchDir(t)
 	db := open(t, cachedb.Config{Dir: dir, Limit: limit})
 	hot := make([][]byte, 60)
 	var hotFills atomic.Int64
@@ -84,7 +85,8 @@ func TestLimitHoldsUnderChurn(t *testing.T) {
 }
 
 func TestCatalogsLeaveLast(t *testing.T) {
-	db := open(t, cachedb.Config{Dir: t.TempDir(), Limit: 32 << 20})
+	t.Parallel()
+	db := open(t, cachedb.Config{Dir: scratchDir(t), Limit: 32 << 20})
 	var catalogs []index.Digest
 	for i := range 40 {
 		plain := content(uint64(i), []int{5000, 100_000}[i%2])
@@ -107,8 +109,9 @@ func TestCatalogsLeaveLast(t *testing.T) {
 }
 
 func TestLeastRecentlyUsedLeavesFirst(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int{8_000, 100_000} {
-		dir := t.TempDir()
+		dir := scratchDir(t)
 		db := open(t, cachedb.Config{Dir: dir, Limit: 32 << 20})
 		n := 20 << 20 / size
 		for i := range n {
@@ -142,7 +145,8 @@ func TestLeastRecentlyUsedLeavesFirst(t *testing.T) {
 
 // Readers never see an object vanish under them, nor a wrong byte, while everything turns over.
 func TestReadsDuringEviction(t *testing.T) {
-	db := open(t, cachedb.Config{Dir: t.TempDir(), Limit: 24 << 20})
+	t.Parallel()
+	db := open(t, cachedb.Config{Dir: scratchDir(t), Limit: 24 << 20})
 	var objects [400][]byte
 	for n := range objects {
 		objects[n] = content(uint64(n), churnSize(uint64(n))/4+1)
@@ -177,7 +181,7 @@ func TestReadsDuringEviction(t *testing.T) {
 func tmpfs(t *testing.T, megabytes int) string {
 	t.Helper()
 	testkit.NeedRoot(t)
-	dir := t.TempDir()
+	dir := scratchDir(t)
 	if err := unix.Mount("skimfs-test", dir, "tmpfs", 0, fmt.Sprintf("size=%dm", megabytes)); err != nil {
 		t.Fatalf("mounting a tmpfs: %v", err)
 	}
@@ -205,6 +209,7 @@ func fillDisk(t *testing.T, path string) {
 // Another program fills the partition and frees it again: every read gets the right bytes, badger survives, and the cache
 // caches again when there is room.
 func TestFullPartition(t *testing.T) {
+	t.Parallel()
 	root := tmpfs(t, 160)
 	dir := filepath.Join(root, "cache")
 	db := open(t, cachedb.Config{Dir: dir, Limit: 100 << 20})
@@ -257,6 +262,7 @@ func TestFullPartition(t *testing.T) {
 
 // A cache that finds its partition full makes room for its index before it opens it.
 func TestOpenOnFullPartition(t *testing.T) {
+	t.Parallel()
 	root := tmpfs(t, 160)
 	dir := filepath.Join(root, "cache")
 	db := open(t, cachedb.Config{Dir: dir, Limit: 100 << 20})

@@ -1,12 +1,14 @@
 package cachedb
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -141,7 +143,9 @@ func (db *DB) adoptPacks(recorded map[uint32]int64, clean bool) error {
 		}
 		db.packs.next = max(db.packs.next, id+1)
 	}
-	for _, p := range db.packs.all() {
+	all := db.packs.all()
+	slices.SortFunc(all, func(a, b *pack) int { return cmp.Compare(a.id, b.id) })
+	for _, p := range all {
 		p.recorded = recorded[p.id]
 		if p.recorded == p.size.Load() {
 			if last == nil || p.id > last.id {
@@ -161,10 +165,19 @@ func (db *DB) adoptPacks(recorded map[uint32]int64, clean bool) error {
 	return nil
 }
 
-// adopt adds an object found on disk, to be verified on its first use.
+// adopt adds an object found on disk, to be verified on its first use. Of two with the same digest it takes the newer one: the
+// older was damaged, and dropped, or copied forward.
 func (db *DB) adopt(h header, l loc) {
 	l.size, l.class, l.used, l.stamp, l.suspect = h.size, h.class, h.clock, h.clock, true
-	if db.table.add(h.key, l) {
+	added := db.table.add(h.key, l)
+	if !added {
+		was, _ := db.table.get(h.key, false)
+		added = int32(l.used-was.used) >= 0 && db.table.update(h.key, was, func(now *loc) {
+			l.pinned = now.pinned
+			*now = l
+		})
+	}
+	if added {
 		db.record(h.key)
 	}
 }

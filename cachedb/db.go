@@ -26,6 +26,8 @@ var (
 	ErrInUse = errors.New("in use")
 	// ErrFull says that the partition or the limit leaves no room.
 	ErrFull = errors.New("no room")
+	// ErrPinned says that pins need more room than a limit gives them.
+	ErrPinned = errors.New("pinned content needs more")
 	// ErrLayout says that a newer program wrote the cache.
 	ErrLayout = errors.New("unknown cache layout")
 )
@@ -167,7 +169,7 @@ func (db *DB) open(c Config) (err error) {
 	db.measureIndex()
 	db.useLimit(c.Limit)
 	if asked > 0 && asked != db.recordedLimit() {
-		if err := db.SetLimit(asked); err != nil {
+		if err := db.setLimit(asked); err != nil {
 			db.log.Warn("recording the cache's limit", "err", err)
 		}
 	}
@@ -387,7 +389,7 @@ func (db *DB) ReadAt(d index.Digest, size int64, p []byte, off int64) (ok bool, 
 	}
 	ok, err = db.readDisk(k, size, p, off)
 	if ok {
-		db.count.hitsDisk.add(1)
+		db.countDiskHit()
 	}
 	return ok, err
 }

@@ -60,7 +60,8 @@ func (db *DB) Get(ctx context.Context, d index.Digest, size int64, class Class, 
 		if f == nil {
 			continue // it landed meanwhile
 		}
-		db.count.misses.add(1)
+		db.count.missesMemory.add(1)
+		db.count.missesDisk.add(1)
 		select {
 		case <-f.done:
 			return f.plain, f.err
@@ -91,7 +92,7 @@ func (db *DB) cached(k key, size int64, class Class) ([]byte, error) {
 	if class > l.class && db.table.update(k, l, func(l *loc) { l.class = class }) {
 		db.record(k)
 	}
-	db.count.hitsDisk.add(1)
+	db.countDiskHit()
 	db.memory.put(k, plain)
 	return plain, nil
 }
@@ -185,23 +186,29 @@ func (db *DB) Put(d index.Digest, class Class, plain []byte) (bool, error) {
 	return db.store(keyOf(d), class, plain), nil
 }
 
-// store writes an object to disk. It answers false, and counts, when there is no room for it.
+// store writes an object to disk. It answers false, and counts, when that can't be.
 func (db *DB) store(k key, class Class, plain []byte) bool {
 	l := loc{size: uint32(len(plain)), class: class}
 	if len(plain) <= packMax {
 		l.pack = 1 // until its place is known
 	}
+	why := &db.count.uncachedSpace
 	for range 3 {
 		if _, ok := db.table.get(k, true); ok {
 			return true
 		}
 		n := l.diskBytes()
-		if !db.room(n) {
+		if lacking, ok := db.room(n); !ok {
+			if lacking == forLimit {
+				why = &db.count.uncachedLimit
+			}
 			break
 		}
 		kept, err := db.write(k, l, plain)
 		if err == nil {
-			if !kept {
+			if kept {
+				db.count.stored.add(int(n))
+			} else {
 				db.giveBack(n)
 			}
 			return true
@@ -209,11 +216,12 @@ func (db *DB) store(k key, class Class, plain []byte) bool {
 		db.giveBack(n)
 		if !isFull(err) {
 			db.log.Error("storing an object", "digest", index.SHA256Digest(k), "err", err)
+			why = &db.count.uncachedError
 			break
 		}
 		db.evictNow(4*n+4<<20, forSpace, func() bool { return true })
 	}
-	db.count.uncached.add(1)
+	why.add(1)
 	if now, last := time.Now().Unix(), db.warned.Load(); now-last >= 60 && db.warned.CompareAndSwap(last, now) {
 		db.log.Warn("no room in the cache: reads are answered uncached", "dir", db.dir, "free", db.space.free(), "bytes", db.quota.bytes(), "limit", db.Limit())
 	}

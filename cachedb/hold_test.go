@@ -74,6 +74,12 @@ func TestPinsHaveABudget(t *testing.T) {
 	if s := db.Stats(); !errors.Is(err, cachedb.ErrFull) || s.Pinned > 12<<20 || s.Pinned < 11<<20 {
 		t.Errorf("%v, pinned %d", err, s.Pinned)
 	}
+	if err := db.SetLimit(15 << 20); !errors.Is(err, cachedb.ErrPinned) || db.Limit() != 16<<20 {
+		t.Errorf("a limit too small for the pins: %v, now %d", err, db.Limit())
+	}
+	if err := db.SetLimit(17 << 20); err != nil {
+		t.Errorf("a larger limit: %v", err)
+	}
 }
 
 // Objects of images in use leave after all others, however long they were not read: the kernel reads them from its own cache.

@@ -10,7 +10,8 @@ import (
 var (
 	metricHitsMemory     = metrics.NewCounter(`skimfs_cache_hits_total{tier="memory"}`)
 	metricHitsDisk       = metrics.NewCounter(`skimfs_cache_hits_total{tier="disk"}`)
-	metricMisses         = metrics.NewCounter(`skimfs_cache_misses_total`)
+	metricMissesMemory   = metrics.NewCounter(`skimfs_cache_misses_total{tier="memory"}`)
+	metricMissesDisk     = metrics.NewCounter(`skimfs_cache_misses_total{tier="disk"}`)
 	metricFills          = metrics.NewCounter(`skimfs_cache_fills_total`)
 	metricFillErrors     = metrics.NewCounter(`skimfs_cache_fill_errors_total`)
 	metricFillSeconds    = metrics.NewHistogram(`skimfs_cache_fill_seconds`)
@@ -18,9 +19,12 @@ var (
 	metricEvictedSpace   = metrics.NewCounter(`skimfs_cache_evictions_total{reason="space"}`)
 	metricEvictedAsked   = metrics.NewCounter(`skimfs_cache_evictions_total{reason="asked"}`)
 	metricPinned         = metrics.NewGauge(`skimfs_cache_pinned_bytes`, nil)
+	metricStoredBytes    = metrics.NewCounter(`skimfs_cache_stored_bytes_total`)
 	metricCopiedBytes    = metrics.NewCounter(`skimfs_cache_copied_bytes_total`)
 	metricVerifyFailures = metrics.NewCounter(`skimfs_cache_verify_failures_total`)
-	metricUncached       = metrics.NewCounter(`skimfs_cache_uncached_total`)
+	metricUncachedLimit  = metrics.NewCounter(`skimfs_cache_uncached_total{reason="limit"}`)
+	metricUncachedSpace  = metrics.NewCounter(`skimfs_cache_uncached_total{reason="space"}`)
+	metricUncachedError  = metrics.NewCounter(`skimfs_cache_uncached_total{reason="error"}`)
 	metricBytes          = metrics.NewGauge(`skimfs_cache_bytes`, nil)
 	metricObjects        = metrics.NewGauge(`skimfs_cache_objects`, nil)
 	metricLimit          = metrics.NewGauge(`skimfs_cache_limit_bytes`, nil)
@@ -37,11 +41,14 @@ type Stats struct {
 
 	Hits           Hits
 	Misses         int64 // Gets that neither tier could answer
+	Stored         int64 // bytes of objects written to disk
+	Copied         int64 // bytes copied forward from packs that left
 	Fills          int64 // fills begun
 	FillErrors     int64
 	Evictions      int64 // objects
 	VerifyFailures int64 // objects found damaged
 	Uncached       int64 // fills answered but not stored: no room, or too large
+	Refused        int64 // of these, for want of free space on the partition
 }
 
 // Hits counts answers by tier.
@@ -59,16 +66,25 @@ func (c *counter) add(n int) {
 }
 
 type counters struct {
-	hitsMemory, hitsDisk, misses, fills, fillErrors counter
-	evictedLimit, evictedSpace, evictedAsked        counter
-	verifyFailures, uncached                        counter
+	hitsMemory, hitsDisk, missesMemory, missesDisk counter
+	fills, fillErrors, verifyFailures              counter
+	evictedLimit, evictedSpace, evictedAsked       counter
+	stored, copied                                 counter
+	uncachedLimit, uncachedSpace, uncachedError    counter
 }
 
 func (c *counters) init() {
-	c.hitsMemory.metric, c.hitsDisk.metric, c.misses.metric = metricHitsMemory, metricHitsDisk, metricMisses
-	c.fills.metric, c.fillErrors.metric = metricFills, metricFillErrors
+	c.hitsMemory.metric, c.hitsDisk.metric = metricHitsMemory, metricHitsDisk
+	c.missesMemory.metric, c.missesDisk.metric = metricMissesMemory, metricMissesDisk
+	c.fills.metric, c.fillErrors.metric, c.verifyFailures.metric = metricFills, metricFillErrors, metricVerifyFailures
 	c.evictedLimit.metric, c.evictedSpace.metric, c.evictedAsked.metric = metricEvictedLimit, metricEvictedSpace, metricEvictedAsked
-	c.verifyFailures.metric, c.uncached.metric = metricVerifyFailures, metricUncached
+	c.stored.metric, c.copied.metric = metricStoredBytes, metricCopiedBytes
+	c.uncachedLimit.metric, c.uncachedSpace.metric, c.uncachedError.metric = metricUncachedLimit, metricUncachedSpace, metricUncachedError
+}
+
+func (db *DB) countDiskHit() {
+	db.count.missesMemory.add(1)
+	db.count.hitsDisk.add(1)
 }
 
 // Stats returns a snapshot; its cost does not depend on the cache's size.
@@ -77,9 +93,10 @@ func (db *DB) Stats() Stats {
 	return Stats{
 		Bytes: db.quota.bytes(), Objects: db.table.count.Load(), Limit: db.Limit(), MemoryBytes: db.memory.size(), Pinned: db.quota.pinned.Load(),
 		Hits:   Hits{Memory: c.hitsMemory.n.Load(), Disk: c.hitsDisk.n.Load()},
-		Misses: c.misses.n.Load(), Fills: c.fills.n.Load(), FillErrors: c.fillErrors.n.Load(),
+		Misses: c.missesDisk.n.Load(), Stored: c.stored.n.Load(), Copied: c.copied.n.Load(), Fills: c.fills.n.Load(), FillErrors: c.fillErrors.n.Load(),
 		Evictions:      c.evictedLimit.n.Load() + c.evictedSpace.n.Load() + c.evictedAsked.n.Load(),
-		VerifyFailures: c.verifyFailures.n.Load(), Uncached: c.uncached.n.Load(),
+		VerifyFailures: c.verifyFailures.n.Load(), Refused: c.uncachedSpace.n.Load(),
+		Uncached: c.uncachedLimit.n.Load() + c.uncachedSpace.n.Load() + c.uncachedError.n.Load(),
 	}
 }
 

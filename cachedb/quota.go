@@ -2,6 +2,7 @@ package cachedb
 
 import (
 	"cmp"
+	"fmt"
 	"math/bits"
 	"path/filepath"
 	"slices"
@@ -47,8 +48,20 @@ func (q *quota) step() int64 { return max(q.limit.Load()/64, 4<<20) }
 func (db *DB) Limit() int64 { return db.quota.limit.Load() }
 
 // SetLimit changes the limit, in bytes, for now and for later; 0 asks for the default again. What is above it is evicted in the
-// background. An error says that the limit holds now but could not be recorded.
+// background. ErrPinned wrapped says that pins would take more than three quarters of it; nothing is changed then.
 func (db *DB) SetLimit(limit int64) error {
+	next := limit
+	if next <= 0 {
+		next = db.defaultLimit()
+	}
+	if pinned := db.quota.pinned.Load(); pinned > pinMax(next) {
+		return fmt.Errorf("limit of %d bytes, of which pins may take three quarters: %w: %d bytes", next, ErrPinned, pinned)
+	}
+	return db.setLimit(limit)
+}
+
+// setLimit changes the limit. An error says that it holds now but could not be recorded.
+func (db *DB) setLimit(limit int64) error {
 	db.useLimit(limit)
 	if limit <= 0 {
 		return db.DeleteState(limitState)
@@ -119,18 +132,18 @@ func (db *DB) evictor() {
 	}
 }
 
-// room accounts for n bytes to be written, evicting if it must; false means that they must not be written.
-func (db *DB) room(n int64) bool {
+// room accounts for n bytes to be written, evicting if it must. If it is not ok they must not be written; lacking tells for what.
+func (db *DB) room(n int64) (lacking reason, ok bool) {
 	q := &db.quota
 	if n > q.limit.Load()/4 {
-		return false
+		return forLimit, false
 	}
 	tooMuch := func() bool { return q.bytes()+n > q.limit.Load() }
 	for {
 		objects := q.objects.Load()
 		if over := objects + q.index.Load() + n - q.limit.Load(); over > 0 {
 			if !db.evictNow(max(over, min(q.step(), q.limit.Load()/20)), forLimit, tooMuch) {
-				return false
+				return forLimit, false
 			}
 		} else if q.objects.CompareAndSwap(objects, objects+n) {
 			break
@@ -143,11 +156,11 @@ func (db *DB) room(n int64) bool {
 	for short() {
 		if !db.evictNow(db.space.reserve+n-db.space.free()+q.step(), forSpace, short) {
 			q.objects.Add(-n)
-			return false
+			return forSpace, false
 		}
 	}
 	db.space.take(n)
-	return true
+	return 0, true
 }
 
 // evictNow evicts about n bytes if, its turn come, still says so. It returns false when nothing is left to evict.
@@ -478,7 +491,7 @@ func (db *DB) copyForward(v victim) bool {
 		return false
 	}
 	defer p.writers.Add(-1)
-	metricCopiedBytes.Add(len(record))
+	db.count.copied.add(len(record))
 	if db.table.update(v.key, v.loc, func(l *loc) { l.pack, l.off = p.id, off }) {
 		db.record(v.key)
 	}

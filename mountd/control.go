@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skimfs/skimfs/cachedb"
 )
 
 // MountRequest asks for a mount.
@@ -238,7 +240,9 @@ func (d *Daemon) putCache(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if req.Limit < 0 {
 		return nil, problem(Usage, "cache limit %d is negative", req.Limit)
 	}
-	if err := d.db.SetLimit(req.Limit); err != nil {
+	if err := d.db.SetLimit(req.Limit); errors.Is(err, cachedb.ErrPinned) {
+		return nil, &Error{Conflict, err}
+	} else if err != nil {
 		d.log.Error("recording the cache limit", "err", err)
 	}
 	return d.cacheStatus(), nil

@@ -45,7 +45,8 @@ func cacheCommand() *cobra.Command {
 	set := &cobra.Command{
 		Use:   "set SIZE",
 		Short: "Change how much disk the cache may use",
-		Long:  "Change how much the cache may take on the disk, now and for later daemons. What is too much leaves at once, the least recently used first.",
+		Long: `Change how much the cache may take on the disk, now and for later daemons. What is too much leaves within seconds, the
+least recently used first. Pins may take three quarters of the limit: a size that is too small for them is refused.`,
 		Example: `  skimfs cache limit set 50GB
   skimfs cache limit set 2G --cache /scratch/skimfs`,
 		Args: cobra.ExactArgs(1),
@@ -60,7 +61,7 @@ func cacheCommand() *cobra.Command {
 			}
 			s, err := c.SetCacheLimit(cmd.Context(), size)
 			if err != nil {
-				return nodeError(err, about{})
+				return nodeError(err, about{limit: true})
 			}
 			return printLimit(cmd, *s)
 		},

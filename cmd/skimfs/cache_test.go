@@ -77,6 +77,9 @@ func TestCacheCommands(t *testing.T) {
 	if n.read(filepath.Join(target, "big")) != string(w.big) {
 		t.Error("after the repair /big reads wrong")
 	}
+	if r := n.run("cache", "limit", "set", "1MB"); r.status != exitFailed || !strings.Contains(r.stderr, "hint: `skimfs cache list` lists pins") {
+		t.Errorf("a limit below what is pinned: %+v", r)
+	}
 	n.ok("cache", "unpin", s.image())
 	if r := n.run("cache", "unpin", s.image()); r.status != exitFailed {
 		t.Errorf("unpinned twice: %+v", r)

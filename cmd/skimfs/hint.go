@@ -19,7 +19,7 @@ func hintFor(err error) string {
 // about is what a node command was asked to do, for the text of hints.
 type about struct {
 	source, target string
-	unmount        bool
+	unmount, limit bool
 }
 
 // nodeHint returns one line of advice for what a daemon, or the way to it, refused.
@@ -56,6 +56,9 @@ func nodeHint(err error, a about) string {
 	case mountd.NoFuse:
 		return "load the kernel module (`modprobe fuse`); users need /dev/fuse with mode 0666, a container `--device /dev/fuse`"
 	case mountd.Conflict:
+		if a.limit {
+			return "`skimfs cache list` lists pins, `skimfs cache unpin SOURCE` lets one go"
+		}
 		return "`skimfs cache limit set SIZE` changes the limit of a running daemon"
 	case mountd.CacheFailed:
 		return "name a directory on a local disk of this node with -o cache=DIR"

@@ -44,6 +44,10 @@
 // Packs and chunk files are complete in themselves: the index is rebuilt from them when it is damaged. The clock counts
 // insertions and orders objects by their last use.
 //
+// # Lower cache
+//
+// Lower is a directory below the caches of many nodes; it needs no DB.
+//
 // # Memory
 //
 // 61 to 77 bytes an object for the table that every lookup uses, outside Go's heap (badger is read only when the cache opens), the memory

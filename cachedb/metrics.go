@@ -28,7 +28,15 @@ var (
 	metricBytes          = metrics.NewGauge(`skimfs_cache_bytes`, nil)
 	metricObjects        = metrics.NewGauge(`skimfs_cache_objects`, nil)
 	metricLimit          = metrics.NewGauge(`skimfs_cache_limit_bytes`, nil)
-	metricMemory         = metrics.NewGauge(`skimfs_cache_memory_bytes`, nil)
+
+	metricLowerHits        = metrics.NewCounter(`skimfs_cache_lower_reads_total{result="hit"}`)
+	metricLowerMisses      = metrics.NewCounter(`skimfs_cache_lower_reads_total{result="missing"}`)
+	metricLowerDamaged     = metrics.NewCounter(`skimfs_cache_lower_reads_total{result="damaged"}`)
+	metricLowerSlow        = metrics.NewCounter(`skimfs_cache_lower_reads_total{result="slow"}`)
+	metricLowerFailed      = metrics.NewCounter(`skimfs_cache_lower_reads_total{result="failed"}`)
+	metricLowerStored      = metrics.NewCounter(`skimfs_cache_lower_writes_total{result="stored"}`)
+	metricLowerWriteErrors = metrics.NewCounter(`skimfs_cache_lower_writes_total{result="failed"}`)
+	metricMemory           = metrics.NewGauge(`skimfs_cache_memory_bytes`, nil)
 )
 
 // Stats is a snapshot of one cache: levels now, and counts since it was opened.

@@ -15,15 +15,15 @@ import (
 	"github.com/skimfs/skimfs/index"
 )
 
-// object returns a whole object: from the cache, else from a server into the cache, and then fetched is called, even if the asker
-// has left by then. hit says that this call fetched nothing.
+// object returns a whole object: from the cache, else from the lower cache or a server into the cache. If it was a server, fetched is called,
+// even if the asker has left by then. hit says that the cache had it.
 func (g *origin) object(ctx context.Context, d index.Digest, size int64, class cachedb.Class, fetched func()) (plain []byte, hit bool, err error) {
 	for range 2 {
 		var ran atomic.Bool
 		plain, err = g.db.Get(ctx, d, size, class, func(ctx context.Context) ([]byte, error) {
 			ran.Store(true)
-			plain, err := g.client.Object(ctx, d, size)
-			if err == nil {
+			plain, network, err := g.reach(ctx, d, size)
+			if err == nil && network {
 				if class == cachedb.ClassFile {
 					g.files.Add(1)
 				}

@@ -37,6 +37,7 @@ type Options struct {
 	Shard         bool          `json:"shard,omitempty"`          // spread objects over the members of a group of proxies
 	Auth          string        `json:"auth,omitempty"`           // absolute path of a file that fetch.ReadCredentials reads
 	CA            string        `json:"ca,omitempty"`             // absolute path of a file of certificates to trust besides the system's
+	Lower         string        `json:"cache_lower,omitempty"`    // absolute path of a lower cache, see cachedb.Lower
 	Hang          bool          `json:"hang,omitempty"`           // a read waits for ever, instead of for Deadline
 	Deadline      time.Duration `json:"deadline,omitempty"`       // for one read, in ns: 30 s
 	Timeout       time.Duration `json:"timeout,omitempty"`        // for a connection and the first byte through a proxy, in ns: 5 s
@@ -94,7 +95,7 @@ func (o Options) check() error {
 	if o.Revision != 0 && !o.Date.IsZero() {
 		return problem(Usage, "both a revision and a date are given")
 	}
-	for name, path := range map[string]string{"auth": o.Auth, "ca": o.CA} {
+	for name, path := range map[string]string{"auth": o.Auth, "ca": o.CA, "cache_lower": o.Lower} {
 		if path != "" && !filepath.IsAbs(path) {
 			return problem(Usage, "%s: %q is not an absolute path", name, path)
 		}

@@ -18,9 +18,10 @@ var (
 	metricRevisionErrors   = metrics.NewCounter(`skimfs_revision_check_errors_total`)
 	metricRevisionSwitches = metrics.NewCounter(`skimfs_revision_switches_total`)
 
-	metricMounted = metrics.NewGauge(`skimfs_mounted`, nil)
-	metricOffline = metrics.NewGauge(`skimfs_repositories_offline`, nil)
-	metricRefused = metrics.NewGauge(`skimfs_repositories_refused`, nil)
+	metricMounted   = metrics.NewGauge(`skimfs_mounted`, nil)
+	metricOffline   = metrics.NewGauge(`skimfs_repositories_offline`, nil)
+	metricLowerHung = metrics.NewGauge(`skimfs_cache_lower_hung`, nil)
+	metricRefused   = metrics.NewGauge(`skimfs_repositories_refused`, nil)
 )
 
 // gauges adds what tells how old a mount's revision is.
@@ -60,6 +61,11 @@ func (d *Daemon) writeMetrics(w io.Writer) {
 	offline, refused := d.origins.standings()
 	metricOffline.Set(float64(offline))
 	metricRefused.Set(float64(refused))
+	var hung int64
+	for _, l := range d.lowerStatuses() {
+		hung += l.Hung
+	}
+	metricLowerHung.Set(float64(hung))
 	metrics.WritePrometheus(w, true)
 	metrics.WriteFDMetrics(w)
 	for _, s := range sets {

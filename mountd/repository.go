@@ -20,6 +20,7 @@ type origin struct {
 	servers []string
 	client  *fetch.Client
 	db      *cachedb.DB
+	lower   *cachedb.Lower // nil: none
 	log     *slog.Logger
 
 	mu        sync.Mutex // guards view, root and standings
@@ -40,6 +41,7 @@ type origins struct {
 	past      fetch.Stats // of those closed, and
 	pastFiles int64       // their files
 	set       *metrics.Set
+	lowers    lowers
 }
 
 // idleOrigins is how many origins without users keep their connections.
@@ -50,7 +52,7 @@ func newOrigins() *origins { return &origins{m: map[string]*origin{}, set: metri
 // take returns the origin of src under o. The caller gives it back with release.
 func (all *origins) take(src Source, o Options, db *cachedb.DB, version string, log *slog.Logger) (*origin, error) {
 	servers := o.servers(src)
-	key := fmt.Sprintf("%q %q %v %v %v %q %q", servers, o.Proxy, o.Timeout, o.Direct, o.Shard, o.Auth, o.CA)
+	key := fmt.Sprintf("%q %q %v %v %v %q %q %q", servers, o.Proxy, o.Timeout, o.Direct, o.Shard, o.Auth, o.CA, o.Lower)
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	if g := all.m[key]; g != nil {
@@ -73,7 +75,8 @@ func (all *origins) take(src Source, o Options, db *cachedb.DB, version string, 
 	if err != nil {
 		return nil, &Error{Usage, err}
 	}
-	g := &origin{key: key, servers: servers, client: client, db: db, log: log, refs: 1}
+	lower := all.lowers.take(o.Lower, func(dir string) *cachedb.Lower { return cachedb.NewLower(dir, log) })
+	g := &origin{key: key, servers: servers, client: client, db: db, lower: lower, log: log, refs: 1}
 	all.m[key] = g
 	return g, nil
 }
@@ -123,6 +126,9 @@ func (all *origins) close() {
 	defer all.mu.Unlock()
 	for _, g := range all.m {
 		g.client.Close()
+	}
+	for _, l := range all.lowers.list() {
+		l.Close()
 	}
 }
 
@@ -189,8 +195,9 @@ func addStats(sum *fetch.Stats, s fetch.Stats) {
 // repository is an origin with a name and the key to trust it by.
 type repository struct {
 	*origin
-	name string
-	key  masterKey
+	name  string // "" before its manifest was read
+	key   masterKey
+	given map[string][]byte // notes that count instead of the servers'
 }
 
 // state returns the key of a state record about what was accepted under this name and master key.

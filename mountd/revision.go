@@ -53,7 +53,9 @@ func (d *Daemon) newest(ctx context.Context, g *origin, src Source, o Options, f
 	case rev.record != nil && rev.pin != "":
 		err = rev.rememberPin(rev.pin, rev.record)
 	case rev.record != nil:
-		err = rev.rememberRoot(rev.record)
+		if err = rev.rememberRoot(rev.record); err == nil && g.lower != nil && !rev.offline {
+			_ = rev.share(ctx) // a failure is logged; the mount goes on without
+		}
 	}
 	return rev, err
 }
@@ -83,8 +85,9 @@ func (g *origin) viewOf(ctx context.Context, root index.CatalogRef) (*index.View
 func (d *Daemon) trust(ctx context.Context, g *origin, src Source, o Options, fresh bool) (*revision, error) {
 	limited, cancel := context.WithTimeout(ctx, trustTime)
 	defer cancel()
+	r := &repository{origin: g, name: src.Name}
 	name := src.Name
-	manifest, err := g.client.FileChecked(limited, "manifest", o.ttl(time.Duration(g.ttl.Load())), index.MaxNote, fresh, func(b []byte) error {
+	manifest, below, err := r.note(limited, "manifest", o.ttl(time.Duration(g.ttl.Load())), fresh, func(b []byte) error {
 		got, err := index.ManifestName(b)
 		if err == nil && src.Name != "" && got != src.Name {
 			err = fmt.Errorf("manifest is of repository %q, want %q: %w", got, src.Name, index.ErrSignature)
@@ -105,12 +108,15 @@ func (d *Daemon) trust(ctx context.Context, g *origin, src Source, o Options, fr
 	case err != nil:
 		return nil, fmt.Errorf("manifest of %s: %w", src, err)
 	}
-	key, err := findKey(d.keyDirs(), name, o.PublicKey)
-	if err != nil {
+	r.name = name
+	if r.key, err = findKey(d.keyDirs(), name, o.PublicKey); err != nil {
 		return nil, err
 	}
-	r := &repository{g, name, key}
-	return r.verify(limited, manifest)
+	rev, err := r.verify(limited, manifest, below != nil)
+	if err == nil && below != nil {
+		rev.offline, rev.warning = true, below
+	}
+	return rev, err
 }
 
 // lastAccepted returns the revision accepted last, for use without a server; nil if there is none whose root catalog is here.
@@ -127,7 +133,7 @@ func (d *Daemon) lastAccepted(g *origin, src Source, o Options) (*revision, erro
 	if err != nil {
 		return nil, err
 	}
-	r := &repository{g, name, key}
+	r := &repository{origin: g, name: name, key: key}
 	last := r.accepted()
 	if o.pinned() {
 		last = r.pinnedRoot(o.pin())
@@ -205,12 +211,13 @@ func clock(last *acceptedRoot) time.Time {
 	return last.Time
 }
 
-// verify checks a manifest that a server gave, if need be against whitelist and manifest asked for anew past all caches.
-func (r *repository) verify(ctx context.Context, manifest []byte) (*revision, error) {
+// verify checks a manifest, if need be against whitelist and manifest asked for anew past all caches: not when no server answers, as offline
+// says.
+func (r *repository) verify(ctx context.Context, manifest []byte, offline bool) (*revision, error) {
 	last := r.accepted()
 	now := clock(last)
 	rev, err := r.verifyWith(ctx, manifest, last, now, false)
-	if err == nil && rev.warning == nil || KindOf(err) == Unreachable || ctx.Err() != nil {
+	if err == nil && rev.warning == nil || KindOf(err) == Unreachable || offline || ctx.Err() != nil {
 		return rev, err
 	}
 	// A cache on the way may have kept an old whitelist or manifest, a mirror may lag behind.
@@ -232,7 +239,7 @@ func (r *repository) verify(ctx context.Context, manifest []byte) (*revision, er
 func (r *repository) verifyWith(ctx context.Context, manifest []byte, last *acceptedRoot, now time.Time, fresh bool) (*revision, error) {
 	var w *index.Whitelist
 	var expired error
-	whitelist, err := r.client.FileChecked(ctx, "whitelist", defaultTTL, index.MaxNote, fresh, func(b []byte) (err error) {
+	whitelist, _, err := r.note(ctx, "whitelist", defaultTTL, fresh, func(b []byte) (err error) {
 		if w, err = index.OpenWhitelist(b, r.name, r.key); err != nil {
 			return err
 		}

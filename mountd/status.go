@@ -38,6 +38,8 @@ type CacheStatus struct {
 	Evictions      int64   `json:"evictions"`
 	VerifyFailures int64   `json:"verify_failures"`
 	Uncached       int64   `json:"uncached"` // answered and not stored: no room
+
+	Lower []LowerStatus `json:"lower"` // lower caches that mounts name
 }
 
 // FetchStatus counts requests over HTTP.
@@ -109,6 +111,7 @@ func (d *Daemon) cacheStatus() CacheStatus {
 		Dir: d.place.cache, Bytes: s.Bytes, Limit: s.Limit, Objects: s.Objects, MemoryBytes: s.MemoryBytes, PinnedBytes: s.Pinned,
 		HitsMemory: s.Hits.Memory, HitsDisk: s.Hits.Disk, Misses: s.Misses, HitRatio: ratio(s.Hits.Memory+s.Hits.Disk, s.Misses),
 		Evictions: s.Evictions, VerifyFailures: s.VerifyFailures, Uncached: s.Uncached,
+		Lower: d.lowerStatuses(),
 	}
 }
 

@@ -65,6 +65,10 @@ var options = []option{
 		o.cache, err = filepath.Abs(v)
 		return err
 	}},
+	{"cache_lower", "DIR", "none", "lower cache on a shared filesystem: files of objects, looked at before the servers and filled if that is allowed", false, func(o *mountOptions, v string) (err error) {
+		o.Lower, err = filepath.Abs(v)
+		return err
+	}},
 	{"quota", "SIZE", "20 GB, at most 70 % of what is free", "limit of the cache on disk, as in 500MB or 20G", false, func(o *mountOptions, v string) (err error) {
 		o.quota, err = parseSize(v)
 		return err

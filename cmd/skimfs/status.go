@@ -88,6 +88,9 @@ func printStatus(w io.Writer, list []*mountd.Status) {
 		fmt.Fprintf(w, "daemon   pid %d, version %s, up %v\n", s.PID, s.Version, time.Duration(s.UptimeSeconds)*time.Second)
 		c := s.Cache
 		fmt.Fprintf(w, "cache    %s: %s of %s, %d objects, hit ratio %.1f %%\n", c.Dir, size(c.Bytes), size(c.Limit), c.Objects, 100*c.HitRatio)
+		for _, l := range c.Lower {
+			fmt.Fprintf(w, "lower    %s: %d hits, %d misses, %d stored%s\n", l.Dir, l.Hits, l.Misses, l.Stored, lowerTrouble(l))
+		}
 		fmt.Fprintf(w, "fetched  %s in %d requests%s\n", size(s.Fetch.Bytes), s.Fetch.Requests, errorCounts(s.Fetch.Errors))
 		for _, o := range s.Origins {
 			if o.InUse {
@@ -98,6 +101,18 @@ func printStatus(w io.Writer, list []*mountd.Status) {
 			fmt.Fprintf(w, "mount    %s on %s: %s\n", m.Source, m.Target, mountLine(m))
 		}
 	}
+}
+
+func lowerTrouble(l mountd.LowerStatus) (text string) {
+	for _, c := range []struct {
+		n    int64
+		what string
+	}{{l.Damaged, "damaged"}, {l.Slow, "slow"}, {l.Failed, "failed"}, {l.WriteErrors, "not stored"}, {l.Hung, "hung now"}} {
+		if c.n > 0 {
+			text += fmt.Sprintf(", %d %s", c.n, c.what)
+		}
+	}
+	return text
 }
 
 func mountLine(m mountd.MountStatus) string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,6 +27,7 @@ type options struct {
 	many, big bool
 	shapes    bool
 	shapeBig  bool
+	crowd     bool
 	block     string
 	from      string
 	only      *regexp.Regexp
@@ -51,8 +53,11 @@ func main() {
 		}
 	}
 	o := parseOptions()
-	if o.from != "" {
+	switch {
+	case o.from != "":
 		os.Exit(reportAgain(o))
+	case o.crowd:
+		os.Exit(benchmarkCrowds(o))
 	}
 	os.Exit(benchmark(o))
 }
@@ -65,6 +70,7 @@ func parseOptions() options {
 	flag.BoolVar(&o.big, "big", false, "measure an image with a file of 1 GiB as well")
 	flag.BoolVar(&o.shapes, "shapes", false, "measure how long a program of two larger images takes to start and to end: shape python, shape analysis")
 	flag.BoolVar(&o.shapeBig, "shape-big", false, "measure that of an image of 9 GB as well, shape big; needs 45 GB of disk")
+	flag.BoolVar(&o.crowd, "crowd", false, "measure nothing else: 1, 10, 50 and 200 simulated clients that start the demo image at once through one squid; see -block crowd")
 	only := flag.String("only", "", "measure only what matches `REGEXP`, as image/row/state/contestant: demo/find/cold/skimfs")
 	flag.DurationVar(&o.link.rtt, "rtt", 0, "measure the cold rows again over a link with this round-trip time")
 	flag.Float64Var(&o.link.mbit, "mbit", 0, "and with this many 10^6 bits per second, 0 for no limit")
@@ -110,7 +116,7 @@ func benchmark(o options) int {
 		s.check(sweep())
 		measureAll(s, o, results)
 	})
-	results.end()
+	results.Machine.end()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "benchmarks: %v\n", err)
 	}
@@ -122,6 +128,32 @@ func benchmark(o options) int {
 	case ctx.Err() != nil:
 		return 130
 	case err != nil:
+		return 1
+	}
+	return 0
+}
+
+// benchmarkCrowds is benchmark for crowds.
+func benchmarkCrowds(o options) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	m := thisMachine()
+	var rows []crowdRow
+	err := inScope(ctx, func(s *scope) {
+		s.check(sweep())
+		rows = measureCrowds(s)
+	})
+	m.end()
+	if err == nil {
+		var text bytes.Buffer
+		crowdTable(&text, m, rows)
+		fmt.Print(text.String())
+		if o.md != "" {
+			err = savePage(o.md, text.Bytes(), o.block)
+		}
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "benchmarks: %v\n", err)
 		return 1
 	}
 	return 0

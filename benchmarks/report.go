@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"os/exec"
@@ -74,14 +76,24 @@ type results struct {
 	Memory  []memorySample `json:"memory"`
 }
 
-func newResults(o options) *results {
-	return &results{Rounds: o.rounds, Machine: machine{
+func newResults(o options) *results { return &results{Rounds: o.rounds, Machine: thisMachine()} }
+
+// thisMachine begins a measurement.
+func thisMachine() machine {
+	return machine{
 		Time: time.Now().UTC().Truncate(time.Second), Kernel: kernel(), CPU: procField("/proc/cpuinfo", "model name"), CPUs: runtime.NumCPU(),
 		Memory: memTotal(), Go: runtime.Version(), Commit: commit(), Load: loadNow(),
-	}}
+	}
 }
 
-func (r *results) end() { r.Machine.End = time.Now().UTC().Truncate(time.Second) }
+// end notes that the measurement has ended.
+func (m *machine) end() { m.End = time.Now().UTC().Truncate(time.Second) }
+
+// markdown writes where and when the measurement was made, as the beginning of a sentence.
+func (m machine) markdown(w io.Writer) {
+	fmt.Fprintf(w, "Measured %s to %s (UTC), commit %s, %s, %d × %s, %s of memory, kernel %s, load %.1f at the start",
+		m.Time.Format("2006-01-02 15:04"), m.End.Format("15:04"), m.Commit, m.Go, m.CPUs, m.CPU, byteText(m.Memory), m.Kernel, m.Load)
+}
 
 func (r *results) describe(i *image) {
 	r.Images = append(r.Images, &imageFacts{Name: i.name, Files: i.files, Bytes: i.bytes, Small: i.smallFiles, Packed: i.packed})
@@ -103,8 +115,7 @@ func (r *results) save(o options) error {
 	if o.md != "" {
 		var text bytes.Buffer
 		r.markdown(&text)
-		old, _ := os.ReadFile(o.md)
-		if err := os.WriteFile(o.md, insertFigures(old, text.Bytes(), o.block), 0o644); err != nil {
+		if err := savePage(o.md, text.Bytes(), o.block); err != nil {
 			return err
 		}
 	}
@@ -130,6 +141,15 @@ func (r *results) save(o options) error {
 // Between these lines a page holds figures that a run may replace.
 func figuresLines(block string) (begin, end string) {
 	return "<!-- " + block + " -->\n", "<!-- end of " + block + " -->\n"
+}
+
+// savePage writes a report into a page, as insertFigures does.
+func savePage(path string, report []byte, block string) error {
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.WriteFile(path, insertFigures(old, report, block), 0o644)
 }
 
 // insertFigures puts a report between the two lines of a page, or in the place of one without them.
@@ -219,9 +239,8 @@ func (r *results) rows(image, link string) (rows []rowKey, contestants []string)
 
 // markdown writes the report.
 func (r *results) markdown(w io.Writer) {
-	m := r.Machine
-	fmt.Fprintf(w, "Measured %s to %s (UTC), commit %s, %s, %d × %s, %s of memory, kernel %s, load %.1f at the start; %d rounds.\n",
-		m.Time.Format("2006-01-02 15:04"), m.End.Format("15:04"), m.Commit, m.Go, m.CPUs, m.CPU, byteText(m.Memory), m.Kernel, m.Load, r.Rounds)
+	r.Machine.markdown(w)
+	fmt.Fprintf(w, "; %d rounds.\n", r.Rounds)
 	fmt.Fprint(w, "\nSeconds: median (minimum–maximum). Requests and MB: what the node fetched. CPU: seconds of the server's processes.\nWhat takes more than 8 s is measured twice, more than 30 s once: a single figure has no spread.\n")
 	for _, t := range r.tables() {
 		r.table(w, t[0], t[1])

@@ -33,6 +33,8 @@ const (
 	testImage = "docker.io/library/test:1"
 	bigImage  = "docker.io/library/nested:1"
 	bigSize   = 3_300_000
+
+	middleSize = 300_000 // of /usr/share/middle in testImage, which begins as /big does
 )
 
 // world is a repository with two images and the keys of it, published once by the real program and then only read.
@@ -70,6 +72,7 @@ func publishWorld(program string) (*world, error) {
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(w.big) // it never fails
 	for path, content := range map[string][]byte{
 		"test/etc/motd": []byte("skim\n"), "test/big": w.big, "test/usr/lib/a": []byte("lib a"), "test/usr/lib/b": []byte("lib b"),
+		"test/usr/share/middle": w.big[:middleSize],
 	} {
 		path = filepath.Join(dir, path)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, content, 0o644)); err != nil {

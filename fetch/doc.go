@@ -9,7 +9,8 @@
 //
 // A path is a proxy (or DIRECT) and a server. All requests of a Client share the current path. A fault is judged first:
 // the caller's or this node's (nothing is switched), the proxy's (next member of its group, then the next group), the
-// server's (next mirror), or the content's (once more with Cache-Control: no-cache, then the next mirror). Faults of a
+// server's (next mirror), or the content's (once more with Cache-Control: no-cache, then the next mirror). What no mirror
+// gives through a proxy is asked for through the next one: pages may be the proxy's own, which is left once another has the content. Faults of a
 // transfer are worth another try on the same path after a random pause. One request tries each path once, so it ends;
 // its context ends it sooner. What failed is probed in the background after Config.ProxyReset and Config.ServerReset, and
 // used again once it answers.

@@ -121,7 +121,10 @@ func TestThroughProxies(t *testing.T) {
 		{"W05 squid's own error is the proxy's", "P0;P1", [][]answer{{squidError}, {forward}}, [][]answer{{right}}, []int{1, 1, 1}, true},
 		{"W05 Proxy-Status with an error is the proxy's", "P0;P1", [][]answer{{status(502, "Proxy-Status", "x; error=dns_timeout")}, {forward}}, [][]answer{{right}}, []int{1, 1, 1}, true},
 		{"proxy hangs up: again, then the next", "P0;P1", [][]answer{{hangUp}, {forward}}, [][]answer{{right}}, []int{2, 1, 1}, true},
-		{"404 through a proxy blames no proxy", "P0;P1", [][]answer{{forward}, {forward}}, [][]answer{{status(404)}}, []int{2, 0, 2}, false},
+		{"404 through all proxies", "P0;P1", [][]answer{{forward}, {forward}}, [][]answer{{status(404)}}, []int{2, 2, 4}, false},
+		{"W05 a proxy's own 404", "P0;P1", [][]answer{{status(404)}, {forward}}, [][]answer{{right}, {right}}, []int{4, 1, 0, 1}, true},
+		{"W05 a proxy's own 500", "P0;P1", [][]answer{{status(500)}, {forward}}, [][]answer{{right}, {right}}, []int{2, 1, 0, 1}, true},
+		{"W15 a proxy that redirects in a loop", "P0;P1", [][]answer{{status(302, "Location", "/")}, {forward}}, [][]answer{{right}}, []int{5, 1, 1}, true},
 		{"poisoned proxy", "P0;P1", [][]answer{{flipped}, {forward}}, [][]answer{{right}}, []int{2, 1, 1}, true},
 		{"poisoned proxy healed past its cache", "P0;P1", [][]answer{{flipped, forward}, {forward}}, [][]answer{{right}}, []int{2, 0, 1}, true},
 		{"W07 all proxies fail for the first server", "P0;P1", [][]answer{{squidError, forward}, {squidError}}, [][]answer{{right}, {right}}, []int{2, 1, 0, 1}, true},
@@ -225,6 +228,29 @@ func TestMissingEverywhereSwitchesNothing(t *testing.T) {
 	_, err := c.Object(t.Context(), obj.digest, 5000)
 	if _, server := c.Path(); err == nil || server != a.URL || log.String() != "" {
 		t.Errorf("error %v, in use %s, log %q", err, server, log.String())
+	}
+}
+
+// W05: a proxy with pages of its own is left once another one has the content, and not for what no server has.
+func TestProxyIsConvictedByAnother(t *testing.T) {
+	obj := newObject(t, 5000)
+	for name, page := range map[string]answer{"404": status(404), "500": status(500), "wrong content": flipped} {
+		for _, ok := range []bool{true, false} {
+			second := page
+			if ok {
+				second = forward
+			}
+			p0, p1, origin := newNode(t, obj.wire, page), newNode(t, obj.wire, second), newNode(t, obj.wire, right)
+			c := newClient(t, fetch.Config{Servers: []string{origin.URL}, Proxies: p0.URL + ";" + p1.URL})
+			_, err := c.Object(t.Context(), obj.digest, 5000)
+			want := p0.URL
+			if ok {
+				want = p1.URL
+			}
+			if proxy, _ := c.Path(); proxy != want || ok != (err == nil) {
+				t.Errorf("%s, right through the second: %v: error %v, in use %s, want %s", name, ok, err, proxy, want)
+			}
+		}
 	}
 }
 

@@ -177,6 +177,8 @@ func decide(f *fault, w ways) step {
 			return retry
 		case w.server:
 			return nextServer
+		case w.proxy: // no server has it: the answer may be the proxy's own
+			return nextProxy
 		}
 	case sideData:
 		switch {
@@ -184,7 +186,7 @@ func decide(f *fault, w ways) step {
 			return refresh
 		case w.server:
 			return nextServer
-		case f.kind == kindContent && w.proxy: // a proxy that spoils what it keeps
+		case w.proxy: // one that spoils what it keeps, or has pages of its own
 			return nextProxy
 		}
 	}

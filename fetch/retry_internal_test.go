@@ -106,11 +106,14 @@ func TestW06W07Decide(t *testing.T) {
 		{"all proxies failed", refused(sideProxy), ways{server: true}, nextServer},
 		{"all proxies failed, this one for all servers", refused(sideProxy), ways{other: true}, nextServer},
 		{"nothing left after a proxy", refused(sideProxy), ways{}, giveUp},
-		{"a host's fault does not move the proxy", refused(sideHost), ways{proxy: true, other: true}, giveUp},
+		{"all servers failed through this proxy", refused(sideHost), ways{proxy: true, other: true}, nextProxy},
+		{"a host's fault: the next server first", refused(sideHost), ways{proxy: true, server: true, other: true}, nextServer},
+		{"nothing left after a host", refused(sideHost), ways{}, giveUp},
 		{"wrong content: past the caches", wrong, ways{maxRetries: 1, server: true, proxy: true}, refresh},
 		{"then the next server", wrong, ways{noCache: true, server: true, proxy: true}, nextServer},
 		{"then the next proxy", wrong, ways{noCache: true, proxy: true}, nextProxy},
-		{"missing content moves no proxy", missing, ways{noCache: true, proxy: true}, giveUp},
+		{"missing content: a proxy may say so of itself", missing, ways{noCache: true, proxy: true}, nextProxy},
+		{"missing everywhere", missing, ways{noCache: true}, giveUp},
 		{"nothing helps a local fault", &fault{side: sideLocal, kind: kindResource}, ways{maxRetries: 1, proxy: true, server: true, other: true}, giveUp},
 	} {
 		if got := decide(tt.f, tt.w); got != tt.want {

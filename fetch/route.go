@@ -25,7 +25,7 @@ type route struct {
 	heard    atomic.Bool // the first byte of the try under way came
 }
 
-// suspect is a proxy or server whose content was refused. It is to blame only once another one has the right content.
+// suspect is a proxy or server whose answer was refused. It is to blame only once another one has the right content.
 type suspect struct {
 	proxy  *member // or
 	server *server
@@ -83,13 +83,12 @@ func (c *Client) ways(r *route) ways {
 // move puts r on another path after the fault f, and everybody else too if f is enough to blame the old one for.
 func (c *Client) move(r *route, w *want, f *fault, to step) {
 	r.tried = append(r.tried, r.path)
-	if f.side == sideData {
-		if to == nextProxy { // what all servers were suspected of is more likely the proxy's doing
-			r.suspects = slices.DeleteFunc(r.suspects, func(s suspect) bool { return s.server != nil })
-			r.suspects = append(r.suspects, suspect{proxy: r.proxy, fault: f})
-		} else {
-			r.suspects = append(r.suspects, suspect{server: r.server, fault: f})
-		}
+	switch {
+	case to == nextProxy && f.side != sideProxy: // what all servers were suspected of is more likely the proxy's doing
+		r.suspects = slices.DeleteFunc(r.suspects, func(s suspect) bool { return s.server != nil })
+		r.suspects = append(r.suspects, suspect{proxy: r.proxy, fault: f})
+	case f.side == sideData:
+		r.suspects = append(r.suspects, suspect{server: r.server, fault: f})
 	}
 	if to == nextServer || f.side == sideData {
 		r.noCache = w.noCache
@@ -98,7 +97,9 @@ func (c *Client) move(r *route, w *want, f *fault, to step) {
 		m, s := r.proxy, r.server
 		switch {
 		case to == nextProxy:
-			c.accuse(r.path, f, now)
+			if f.side == sideProxy {
+				c.accuse(r.path, f, now)
+			}
 			m = c.proxies.next(func(m *member) bool { return r.free(m, s) })
 		case f.side == sideProxy: // all proxies failed for this server
 			if !f.alive && c.servers.leave(s, now) {

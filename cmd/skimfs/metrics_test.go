@@ -9,28 +9,14 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/skimfs/skimfs/mountd"
 	"github.com/skimfs/skimfs/publish"
 )
 
 // exposed returns what the node's daemon exposes.
 func (n *node) exposed() string {
 	n.t.Helper()
-	h, err := mountd.FindHome(0, func(name string) string {
-		if name == "SKIMFS_HOME" {
-			return n.home
-		}
-		return ""
-	})
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	c, err := mountd.Connect(n.t.Context(), h, "", mountd.StartDead, mountd.StartConfig{})
-	if err != nil {
-		n.t.Fatal(err)
-	}
 	var b strings.Builder
-	if err := c.Metrics(n.t.Context(), &b); err != nil {
+	if err := n.daemon().Metrics(n.t.Context(), &b); err != nil {
 		n.t.Fatal(err)
 	}
 	return b.String()

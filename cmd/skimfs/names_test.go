@@ -31,33 +31,40 @@ func (n nodeIn) inside(script string, args ...string) result {
 	return n.sh(`exec nsenter --mount --target "$@"`, append([]string{strconv.Itoa(n.status().PID), "sh", "-c", script, "sh"}, args...)...)
 }
 
-// W02, W12, tests 016, 017, 052 and 079 of CernVM-FS: names of proxies that resolve slowly, not at all, to a dead address beside a living one, and to
-// others than before.
-func TestNamesOfProxiesW12(t *testing.T) {
-	t.Parallel()
-	w := published(t)
+// W02, W12, tests 016, 017, 052 and 079 of CernVM-FS: names of a proxy or an origin that resolve slowly, not at all, to a dead address beside a living one, and
+// to others than before.
+func names(t *testing.T, w *world, place string) {
 	s := serveWorld(t, w)
-	proxy := testkit.NewFaulty(t, s.Listener.Addr().String())
-	_, port, err := net.SplitHostPort(proxy.Addr)
+	named := testkit.NewFaulty(t, s.Listener.Addr().String())
+	_, port, err := net.SplitHostPort(named.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	const name, here, dead = "squid.site.test", "127.0.0.1", "127.0.0.9"
+	const name, here, dead = "skimfs.site.test", "127.0.0.1", "127.0.0.9"
 	n := nodeIn{newNode(t, w), testkit.StartNameServer(t)}
-	target := n.target("m")
-	options := fmt.Sprintf("deadline=3s,timeout=1s,proxy=http://%s:%s", name, port)
-	mount := func() result { return n.mountIn(s.image(), target, options) }
+	target, url := n.target("m"), fmt.Sprintf("http://%s:%s", name, port)
+	source, way := s.image(), ",proxy="+url
+	if place == "origin" {
+		source, way = url+"#"+testImage, ""
+	}
+	mount := func(limits string) result { return n.mountIn(source, target, limits+way) }
 
-	for what, answer := range map[string]func(){
-		"a silent name server":       func() { n.ns.Answer(0, true) },
-		"a name that doesn't exist":  func() { n.ns.Answer(0, false) },
-		"an address where nobody is": func() { n.ns.Set(name, dead) },
-		"a name that takes too long": func() { n.ns.Answer(time.Minute, false) },
+	for _, tt := range []struct {
+		what   string
+		addrs  []string
+		delay  time.Duration
+		silent bool
+	}{
+		{"a silent name server", nil, 0, true},
+		{"a name that doesn't exist", nil, 0, false},
+		{"an address where nobody is", []string{dead}, 0, false},
+		{"a name that takes too long", []string{here}, time.Minute, false},
 	} {
-		answer()
+		n.ns.Set(name, tt.addrs...)
+		n.ns.Answer(tt.delay, tt.silent)
 		inTime(t, mountBound, func() {
-			if r := mount(); r.status != exitMountFailed || !strings.Contains(r.stderr, "hint: ") {
-				t.Errorf("%s: status %d, %q", what, r.status, r.stderr)
+			if r := mount("deadline=1s,timeout=300ms,timeout_direct=300ms"); r.status != exitMountFailed || !strings.Contains(r.stderr, "hint: ") {
+				t.Errorf("%s: status %d, %q", tt.what, r.status, r.stderr)
 			}
 		})
 	}
@@ -68,7 +75,7 @@ func TestNamesOfProxiesW12(t *testing.T) {
 	// Slow, and one of two is dead.
 	n.ns.Answer(200*time.Millisecond, false)
 	n.ns.Set(name, dead, here)
-	n.await("a mount", func() bool { return mount().status == 0 })
+	n.await("a mount", func() bool { return mount("deadline=20s").status == 0 })
 	read := func(path, want string) {
 		t.Helper()
 		if r := n.inside(`exec cat "$1"`, filepath.Join(target, path)); r.status != 0 || r.stdout != want {
@@ -78,9 +85,9 @@ func TestNamesOfProxiesW12(t *testing.T) {
 	read("etc/motd", "skim\n")
 	// The dead one leaves the name.
 	n.ns.Set(name, here)
-	proxy.Set(testkit.Sound) // cuts what is open
+	named.Set(testkit.Sound) // cuts what is open
 	read("big", string(w.big))
-	if proxy.Requests("") == 0 {
-		t.Error("nothing went through the proxy")
+	if named.Requests("") == 0 {
+		t.Error("nothing went by the name")
 	}
 }

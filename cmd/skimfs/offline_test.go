@@ -1,35 +1,13 @@
 package main
 
 import (
-	"net"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
-)
 
-// silent accepts connections, counts them and never answers, as a dead proxy behind a firewall does.
-func silent(t *testing.T) (addr string, dials *atomic.Int64) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	dials = &atomic.Int64{}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			dials.Add(1)
-			t.Cleanup(func() { c.Close() })
-		}
-	}()
-	return l.Addr().String(), dials
-}
+	"github.com/skimfs/skimfs/internal/testkit"
+)
 
 // W20: with every server and proxy silent a cached image mounts, and cached files are read, without anybody waiting for the network: one mount
 // waits for a second, once, and one question at a time goes out in the background.
@@ -45,17 +23,14 @@ func TestOfflineW20MountsAndReadsWithoutWaiting(t *testing.T) {
 	n.read(filepath.Join(target, "etc/motd"))
 	n.ok("umount", target)
 	s.Close()
-	proxy, atProxy := silent(t)
-	server, atServer := silent(t)
-	dead := "server=http://" + server + ",proxy=http://" + proxy + ";DIRECT,timeout=1s,timeout_direct=1s"
-	all := func() int64 { return atProxy.Load() + atServer.Load() }
+	proxy, server := testkit.NewFaulty(t, ""), testkit.NewFaulty(t, "")
+	proxy.Set(testkit.Silent)
+	server.Set(testkit.Silent)
+	dead := "server=" + server.URL + ",proxy=" + proxy.URL + ";DIRECT,timeout=1s,timeout_direct=1s"
+	all := func() int64 { return proxy.Connections() + server.Connections() }
 	// The first one doesn't know yet.
 	inTime(t, 10*time.Second, func() { n.ok("mount", source, target, "-o", dead) })
-	for end := time.Now().Add(90 * time.Second); !n.status().Mounts[0].Standing.Offline; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("the daemon doesn't notice that no server answers")
-		}
-	}
+	n.await("the daemon to notice that no server answers", n.offline)
 	before := all()
 	start := time.Now()
 	const mounts = 5
@@ -88,25 +63,25 @@ func TestOfflineW20RecoversByItself(t *testing.T) {
 	t.Parallel()
 	w := published(t)
 	s, n := serveWorld(t, w), newNode(t, w)
+	server := testkit.NewFaulty(t, s.Listener.Addr().String())
 	s.put("manifest", w.older["manifest"])
-	target := n.mount(s.image(), "-o", shortDeadline)
+	source := server.URL + "#" + testImage
+	target := n.mount(source, "-o", shortDeadline)
 	n.ok("umount", target)
-	s.dead.Store(true)
-	n.run("mount", s.image(), target, "-o", shortDeadline)
-	for end := time.Now().Add(120 * time.Second); !n.status().Mounts[0].Standing.Offline; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("not offline")
-		}
-	}
+	server.Set(testkit.Refuse)
+	n.run("mount", source, target, "-o", shortDeadline)
+	n.await("the daemon to notice that no server answers", n.offline)
 	s.put("manifest", w.files["manifest"])
-	s.dead.Store(false)
-	for end := time.Now().Add(120 * time.Second); n.status().Mounts[0].Standing.Offline; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("still offline\n%s", n.log())
-		}
-	}
-	n.ok("mount", s.URL+"#"+bigImage, n.target("other"))
+	server.Set(testkit.Sound)
+	n.await("the daemon to notice that a server answers", func() bool { return !n.offline() })
+	n.ok("mount", server.URL+"#"+bigImage, n.target("other"))
 	if got := strings.Count(n.log(), "online again"); got != 1 {
 		t.Errorf("the log says %d times that it is online again", got)
 	}
+}
+
+// offline reports whether no server answered when the daemon last asked.
+func (n *node) offline() bool {
+	n.t.Helper()
+	return n.metric("skimfs_repositories_offline") == 1
 }

@@ -14,10 +14,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -145,10 +145,23 @@ func (w *world) signer(t *testing.T, kind string) (text string) {
 	return ""
 }
 
+// together runs tests side by side, so many at once, that wait most of the time. t.Parallel would have each wait for a core.
+func together(t *testing.T, atOnce int, tests map[string]func(*testing.T)) {
+	slots := make(chan struct{}, atOnce)
+	var all sync.WaitGroup
+	for _, name := range slices.Sorted(maps.Keys(tests)) {
+		all.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			t.Run(name, tests[name])
+		})
+	}
+	all.Wait()
+}
+
 // server serves a repository's files, with faults put in.
 type server struct {
 	*httptest.Server
-	dead  atomic.Bool // hangs up on everybody
 	mu    sync.Mutex
 	files map[string][]byte
 	fresh map[string][]byte // what is given to who asks past the caches
@@ -164,9 +177,6 @@ func serveWorld(t *testing.T, w *world) *server {
 }
 
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if s.dead.Load() {
-		panic(http.ErrAbortHandler)
-	}
 	path := strings.TrimPrefix(r.URL.Path, "/")
 	s.mu.Lock()
 	b, ok := s.files[path]
@@ -327,6 +337,25 @@ func (n *node) mount(source string, flags ...string) string {
 	target := n.target("m")
 	n.ok(append([]string{"mount", source, target}, flags...)...)
 	return target
+}
+
+// daemon returns a client of the node's daemon, which runs.
+func (n *node) daemon() *mountd.Client {
+	n.t.Helper()
+	h, err := mountd.FindHome(0, func(name string) string {
+		if name == "SKIMFS_HOME" {
+			return n.home
+		}
+		return ""
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	c, err := mountd.Connect(n.t.Context(), h, "", mountd.StartDead, mountd.StartConfig{})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return c
 }
 
 func (n *node) status() mountd.Status {

@@ -217,13 +217,13 @@ func (c *cell) mountNow(options string) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.daemon().Mount(c.t.Context(), mountd.MountRequest{Source: c.source, Target: c.target, Options: o.Options})
+	_, err = c.client().Mount(c.t.Context(), mountd.MountRequest{Source: c.source, Target: c.target, Options: o.Options})
 	return err
 }
 
 func (c *cell) pid() int {
 	c.t.Helper()
-	s, err := c.daemon().Status(c.t.Context())
+	s, err := c.client().Status(c.t.Context())
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -232,7 +232,7 @@ func (c *cell) pid() int {
 
 func (c *cell) unmount() {
 	c.t.Helper()
-	if err := c.daemon().Unmount(c.t.Context(), c.target, false); err != nil {
+	if err := c.client().Unmount(c.t.Context(), c.target, false); err != nil {
 		c.t.Fatal(err)
 	}
 }

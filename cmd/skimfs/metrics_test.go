@@ -16,7 +16,7 @@ import (
 func (n *node) exposed() string {
 	n.t.Helper()
 	var b strings.Builder
-	if err := n.daemon().Metrics(n.t.Context(), &b); err != nil {
+	if err := n.client().Metrics(n.t.Context(), &b); err != nil {
 		n.t.Fatal(err)
 	}
 	return b.String()

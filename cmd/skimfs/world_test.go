@@ -339,8 +339,8 @@ func (n *node) mount(source string, flags ...string) string {
 	return target
 }
 
-// daemon returns a client of the node's daemon, which runs.
-func (n *node) daemon() *mountd.Client {
+// client returns a client of the node's daemon, which runs.
+func (n *node) client() *mountd.Client {
 	n.t.Helper()
 	h, err := mountd.FindHome(0, func(name string) string {
 		if name == "SKIMFS_HOME" {

@@ -31,11 +31,13 @@ func TestFaultyGoesWrongAsToldAndRecovers(t *testing.T) {
 		return err == nil && len(b) == len(body) && !bytes.Equal(b, body)
 	}
 	looks := map[testkit.Fault]func(status int, b []byte, err error) bool{
-		testkit.Refuse:       func(_ int, _ []byte, err error) bool { return errors.Is(err, syscall.ECONNREFUSED) },
-		testkit.Silent:       func(status int, _ []byte, err error) bool { return status == 0 && late(err) },
-		testkit.Stall:        func(status int, b []byte, err error) bool { return status == 200 && len(b) == 0 && late(err) },
-		testkit.Trickle:      func(_ int, b []byte, err error) bool { return late(err) && len(b) > 0 && len(b) <= 500 },
-		testkit.Truncate:     func(_ int, b []byte, err error) bool { return errors.Is(err, io.ErrUnexpectedEOF) && len(b) == len(body)/2 },
+		testkit.Refuse:  func(_ int, _ []byte, err error) bool { return errors.Is(err, syscall.ECONNREFUSED) },
+		testkit.Silent:  func(status int, _ []byte, err error) bool { return status == 0 && late(err) },
+		testkit.Stall:   func(status int, b []byte, err error) bool { return status == 200 && len(b) == 0 && late(err) },
+		testkit.Trickle: func(_ int, b []byte, err error) bool { return late(err) && len(b) > 0 && len(b) <= 500 },
+		testkit.Truncate: func(_ int, b []byte, err error) bool {
+			return errors.Is(err, io.ErrUnexpectedEOF) && len(b) == len(body)/2
+		},
 		testkit.Garbage:      func(_ int, b []byte, err error) bool { return err == nil && string(b[len(body):]) == "garbage" },
 		testkit.FlipOnce:     flipped,
 		testkit.FlipKept:     flipped,
@@ -46,10 +48,12 @@ func TestFaultyGoesWrongAsToldAndRecovers(t *testing.T) {
 		testkit.ServerError:  page(500),
 		testkit.BadGateway:   page(502),
 		testkit.RedirectLoop: page(302),
-		testkit.Portal:       func(status int, b []byte, err error) bool { return status == 200 && strings.Contains(string(b), "log in") },
-		testkit.LengthAbove:  func(_ int, b []byte, err error) bool { return late(err) && bytes.Equal(b, body) },
-		testkit.LengthBelow:  func(_ int, b []byte, err error) bool { return err == nil && len(b) == len(body)/2 },
-		testkit.Encoded:      func(_ int, b []byte, err error) bool { return err == nil && bytes.HasPrefix(b, []byte("\x1f\x8b")) },
+		testkit.Portal: func(status int, b []byte, err error) bool {
+			return status == 200 && strings.Contains(string(b), "log in")
+		},
+		testkit.LengthAbove: func(_ int, b []byte, err error) bool { return late(err) && bytes.Equal(b, body) },
+		testkit.LengthBelow: func(_ int, b []byte, err error) bool { return err == nil && len(b) == len(body)/2 },
+		testkit.Encoded:     func(_ int, b []byte, err error) bool { return err == nil && bytes.HasPrefix(b, []byte("\x1f\x8b")) },
 	}
 	for _, place := range []string{"server", "proxy"} {
 		for _, fault := range testkit.Faults {
@@ -88,7 +92,7 @@ func TestFaultyGoesWrongAsToldAndRecovers(t *testing.T) {
 				}
 				sound()
 				f.Set(fault)
-				if status, b, err := ask(500*time.Millisecond); !looks[fault](status, b, err) {
+				if status, b, err := ask(500 * time.Millisecond); !looks[fault](status, b, err) {
 					t.Errorf("%d, %d bytes, %v", status, len(b), err)
 				}
 				switch fault {

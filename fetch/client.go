@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -24,6 +25,7 @@ type Client struct {
 	slots    chan struct{} // one for each request under way
 	throttle throttle
 	roots    *x509.CertPool // nil: the system's
+	lookup   func(ctx context.Context, host string) ([]net.IPAddr, error)
 
 	background sync.WaitGroup // probes and lookups
 	ctx        context.Context
@@ -41,7 +43,7 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fetch configuration: %w", err)
 	}
-	groups, err := withFallback(cfg.Proxies, cfg.Fallback)
+	groups, err := ParseProxyLists(cfg.Proxies, cfg.Fallback)
 	if err != nil {
 		return nil, err
 	}
@@ -61,6 +63,7 @@ func New(cfg Config) (*Client, error) {
 		cfg: cfg, agent: []string{cfg.UserAgent}, dec: dec, count: newCounters(cfg.Metrics),
 		slots:   make(chan struct{}, cfg.Connections),
 		proxies: newProxyChain(members(groups), cfg.ProxyReset, rand.IntN), servers: servers, roots: roots,
+		lookup: net.DefaultResolver.LookupIPAddr,
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	for _, m := range c.proxies.all {

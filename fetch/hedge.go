@@ -42,10 +42,14 @@ func (c *Client) attempt(ctx context.Context, r *route, w *want) ([]byte, *fault
 	for left := 1; ; {
 		select {
 		case <-timer.C:
-			if !r.heard.Load() && c.spend() {
+			switch {
+			case r.heard.Load():
+			case c.spend():
 				c.count.hedges.add(1)
 				left++
 				begin(second)
+			default: // others earn it meanwhile
+				timer.Reset(wait)
 			}
 		case got := <-results:
 			left--
@@ -82,7 +86,7 @@ func (c *Client) second(r *route, w *want) (*member, time.Duration) {
 	defer c.mu.Unlock()
 	g := r.proxy.group
 	wait := c.proxies.tails[g].wait
-	if wait == 0 || c.proxies.credit < secondCost {
+	if wait == 0 {
 		return nil, 0
 	}
 	if c.cfg.Shard && g == c.proxies.cur.group {

@@ -44,43 +44,62 @@ func (m *member) due(now time.Time, every time.Duration) bool {
 // lookUp finds the addresses of p's name.
 func (c *Client) lookUp(p *Proxy, n *name) {
 	ctx, cancel := context.WithTimeout(c.ctx, lookupTimeout)
-	ips, err := net.DefaultResolver.LookupIPAddr(ctx, n.host)
+	ips, err := c.lookup(ctx, n.host)
 	cancel()
 	addrs := chosen(ips)
-	var old []string
-	c.change("addresses", nil, func(now time.Time) {
+	var was []string
+	apply := func(now time.Time) {
 		n.asked, n.asking = now, false
-		var was, will []*member
-		for _, m := range c.proxies.all {
-			if m.Proxy == p {
-				was, old = append(was, m), append(old, m.addr)
-			}
+		if err == nil {
+			was = c.readdress(p, n, addrs)
 		}
-		if err != nil || slices.Equal(addrs, old) {
-			return
-		}
-		for _, addr := range addrs {
-			i := slices.Index(old, addr)
-			if i < 0 {
-				will = append(will, &member{Proxy: p, group: was[0].group, addr: addr, name: n})
-				c.connect(will[len(will)-1])
-				continue
-			}
-			will = append(will, was[i])
-		}
-		c.proxies.replace(p, will)
-	})
+	}
 	select {
 	case <-n.known:
-		if err == nil && !slices.Equal(addrs, old) {
-			c.cfg.Log.Info("addresses of a proxy changed", "proxy", p.String(), "from", strings.Join(old, " "), "to", strings.Join(addrs, " "))
+		c.change("addresses", nil, apply)
+		if err == nil && !slices.Equal(addrs, was) {
+			c.cfg.Log.Info("addresses of a proxy changed", "proxy", p.String(), "from", strings.Join(was, " "), "to", strings.Join(addrs, " "))
 		}
 	default:
+		c.mu.Lock() // to have an address at last is no switch
+		apply(time.Now())
+		c.mu.Unlock()
 		if err != nil && c.ctx.Err() == nil {
 			c.unknown(p, err)
 		}
 		close(n.known)
 	}
+}
+
+// readdress has one member of p for each address, and returns the addresses before. Those that stay are left as they are; if all had failed, new
+// ones are probed before they are used. Client.mu is held.
+func (c *Client) readdress(p *Proxy, n *name, addrs []string) (was []string) {
+	var old []*member
+	for _, m := range c.proxies.all {
+		if m.Proxy == p {
+			old, was = append(old, m), append(was, m.addr)
+		}
+	}
+	if slices.Equal(addrs, was) {
+		return was
+	}
+	burned := !slices.ContainsFunc(old, good)
+	members := make([]*member, len(addrs))
+	for i, addr := range addrs {
+		if k := slices.Index(was, addr); k >= 0 {
+			members[i] = old[k]
+			continue
+		}
+		members[i] = &member{Proxy: p, group: old[0].group, addr: addr, name: n, burned: burned, since: old[0].since}
+		c.connect(members[i])
+	}
+	c.proxies.replace(p, members)
+	for _, m := range old {
+		if !slices.Contains(members, m) {
+			m.transport.CloseIdleConnections()
+		}
+	}
+	return was
 }
 
 // unknown leaves a proxy whose name leads nowhere.

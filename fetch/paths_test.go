@@ -209,9 +209,7 @@ func TestD08RepeatedFailuresAreThrottledAndHeal(t *testing.T) {
 	if _, err := c.Object(t.Context(), other.digest, 600); err != nil || time.Since(begin) > 5*time.Second {
 		t.Errorf("another object: %v", err)
 	}
-	n.mu.Lock()
-	n.answers = []answer{func(w http.ResponseWriter, r *http.Request, _ []byte) { right(w, r, obj.wire) }}
-	n.mu.Unlock()
+	n.answer(func(w http.ResponseWriter, r *http.Request, _ []byte) { right(w, r, obj.wire) })
 	if _, err := c.Object(t.Context(), obj.digest, 5000); err != nil {
 		t.Errorf("healed: %v", err)
 	}

@@ -67,26 +67,24 @@ func ParseProxies(list string) ([]ProxyGroup, error) {
 	return groups, nil
 }
 
-// withFallback adds the groups of a list of fallback proxies, if there is one. DIRECT is then in neither list (row W03).
-func withFallback(list, fallback string) ([]ProxyGroup, error) {
-	groups, err := ParseProxies(list)
-	if err != nil || strings.TrimSpace(fallback) == "" {
-		return groups, err
+// ParseProxyLists reads a list of proxies and one of fallback proxies, whose groups come after all others. If there is a fallback, DIRECT is in
+// neither (row W03).
+func ParseProxyLists(list, fallback string) ([]ProxyGroup, error) {
+	if strings.TrimSpace(fallback) == "" {
+		return ParseProxies(list)
 	}
-	more, err := ParseProxies(fallback)
+	groups, err := ParseProxies(list + ";" + fallback)
 	if err != nil {
-		return nil, fmt.Errorf("fallback: %w", err)
+		return nil, err
 	}
-	var kept []ProxyGroup
-	for _, g := range append(groups, more...) {
-		if g = slices.DeleteFunc(g, (*Proxy).Direct); len(g) > 0 {
-			kept = append(kept, g)
-		}
+	for i, g := range groups {
+		groups[i] = slices.DeleteFunc(g, (*Proxy).Direct)
 	}
-	if len(kept) == 0 {
-		return nil, errors.New("the lists of proxies and of fallback proxies name no proxy but DIRECT")
+	groups = slices.DeleteFunc(groups, func(g ProxyGroup) bool { return len(g) == 0 })
+	if len(groups) == 0 {
+		return nil, errors.New("the lists of proxies and of fallback proxies name none but DIRECT")
 	}
-	return kept, nil
+	return groups, nil
 }
 
 // hostRunes are those of DNS names and of IP addresses (without zone), with a port.

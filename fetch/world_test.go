@@ -54,8 +54,17 @@ type node struct {
 
 func newNode(t testing.TB, body []byte, answers ...answer) *node {
 	t.Helper()
+	return newNodeAt(t, "127.0.0.1:0", body, answers...)
+}
+
+func newNodeAt(t testing.TB, addr string, body []byte, answers ...answer) *node {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
 	n := &node{answers: answers}
-	n.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	n.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n.mu.Lock()
 		a := n.answers[0]
 		if len(n.answers) > 1 {
@@ -65,7 +74,10 @@ func newNode(t testing.TB, body []byte, answers ...answer) *node {
 		n.mu.Unlock()
 		a(w, r, body)
 	}))
+	n.Listener.Close()
+	n.Listener = l
 	n.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
+	n.Start()
 	t.Cleanup(func() {
 		n.CloseClientConnections()
 		n.Close()
@@ -78,6 +90,13 @@ func (n *node) count() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return len(n.requests)
+}
+
+// answer has it give other answers from now on.
+func (n *node) answer(answers ...answer) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.answers = answers
 }
 
 // header returns the values of a header field, request by request.
@@ -158,6 +177,17 @@ func trickle(w http.ResponseWriter, r *http.Request, body []byte) {
 		case <-r.Context().Done():
 			return
 		}
+	}
+}
+
+// late waits before it does what a does.
+func late(d time.Duration, a answer) answer {
+	return func(w http.ResponseWriter, r *http.Request, body []byte) {
+		select {
+		case <-time.After(d):
+		case <-r.Context().Done():
+		}
+		a(w, r, body)
 	}
 }
 

@@ -34,6 +34,8 @@ type Options struct {
 	AllowOther    bool          `json:"allow_other,omitempty"`    // other users may enter; always so for root
 	UID           *uint32       `json:"uid,omitempty"`            // owner of all files; root: the image's, a user: himself
 	GID           *uint32       `json:"gid,omitempty"`            // the same for groups
+	Fallback      string        `json:"fallback_proxy,omitempty"` // more proxies, after all of Proxy; DIRECT is then used from neither
+	Probe         bool          `json:"probe,omitempty"`          // the servers in the order of their measured round trip, not as listed
 	Shard         bool          `json:"shard,omitempty"`          // spread objects over the members of a group of proxies
 	Auth          string        `json:"auth,omitempty"`           // absolute path of a file that fetch.ReadCredentials reads
 	CA            string        `json:"ca,omitempty"`             // absolute path of a file of certificates to trust besides the system's
@@ -83,7 +85,7 @@ func (o Options) check() error {
 			return problem(Usage, "pubkey: %w", err)
 		}
 	}
-	if _, err := fetch.ParseProxies(o.Proxy); err != nil {
+	if _, err := fetch.ParseProxyLists(o.Proxy, o.Fallback); err != nil {
 		return problem(Usage, "proxy: %w", err)
 	}
 	if o.Deadline < 0 || o.Timeout < 0 || o.Direct < 0 || o.MaxTTL < 0 {

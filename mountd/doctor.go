@@ -251,16 +251,18 @@ func (d *doctor) servers(ctx context.Context) {
 		d.err("servers", "see `skimfs mount --help`", "%v", err)
 		return
 	}
-	groups, err := fetch.ParseProxies(d.Options.Proxy)
-	if err != nil {
+	if _, err := fetch.ParseProxyLists(d.Options.Proxy, d.Options.Fallback); err != nil {
 		d.err("proxies", "see `skimfs mount --help`", "%v", err)
 		return
 	}
 	var proxies []string
-	for _, entry := range strings.FieldsFunc(d.Options.Proxy, func(r rune) bool { return r == '|' || r == ';' }) {
-		proxies = append(proxies, strings.TrimSpace(entry))
+	for _, entry := range strings.FieldsFunc(d.Options.Proxy+";"+d.Options.Fallback, func(r rune) bool { return r == '|' || r == ';' }) {
+		entry = strings.TrimSpace(entry)
+		if entry != "" && (d.Options.Fallback == "" || !strings.EqualFold(entry, "DIRECT")) {
+			proxies = append(proxies, entry)
+		}
 	}
-	if len(groups) == 0 || len(proxies) == 0 {
+	if len(proxies) == 0 {
 		proxies = []string{"DIRECT"}
 	}
 	servers := d.Options.servers(src)

@@ -31,7 +31,8 @@ var magicXattrs = map[string]func(m *mount) (value string, ok bool){
 	},
 	"proxy": func(m *mount) (string, bool) { return m.chunks.origin().client.Stats().Proxy, true },
 	"proxy_list": func(m *mount) (string, bool) {
-		if list := m.options().Proxy; list != "" {
+		o := m.options()
+		if list := strings.Trim(o.Proxy+";"+o.Fallback, ";"); list != "" {
 			return fetch.WithoutCredentials(list), true
 		}
 		return "DIRECT", true

@@ -52,7 +52,7 @@ func newOrigins() *origins { return &origins{m: map[string]*origin{}, set: metri
 // take returns the origin of src under o. The caller gives it back with release.
 func (all *origins) take(src Source, o Options, db *cachedb.DB, version string, log *slog.Logger) (*origin, error) {
 	servers := o.servers(src)
-	key := fmt.Sprintf("%q %q %v %v %v %q %q %q", servers, o.Proxy, o.Timeout, o.Direct, o.Shard, o.Auth, o.CA, o.Lower)
+	key := fmt.Sprintf("%q %q %q %v %v %v %v %q %q %q", servers, o.Proxy, o.Fallback, o.Probe, o.Timeout, o.Direct, o.Shard, o.Auth, o.CA, o.Lower)
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	if g := all.m[key]; g != nil {
@@ -69,7 +69,7 @@ func (all *origins) take(src Source, o Options, db *cachedb.DB, version string, 
 		}
 	}
 	client, err := fetch.New(fetch.Config{
-		Servers: servers, Proxies: o.Proxy, Timeout: o.Timeout, TimeoutDirect: o.Direct, UserAgent: "skimfs/" + version, Log: log,
+		Servers: servers, Proxies: o.Proxy, Fallback: o.Fallback, Probe: o.Probe, Timeout: o.Timeout, TimeoutDirect: o.Direct, UserAgent: "skimfs/" + version, Log: log,
 		Shard: o.Shard, Auth: auth, CAFile: o.CA, Metrics: all.set,
 	})
 	if err != nil {
@@ -183,6 +183,7 @@ func addStats(sum *fetch.Stats, s fetch.Stats) {
 	sum.Bytes += s.Bytes
 	sum.Retries += s.Retries
 	sum.Refreshes += s.Refreshes
+	sum.Hedges += s.Hedges
 	sum.Failovers += s.Failovers
 	for k, n := range s.Errors {
 		if sum.Errors == nil {

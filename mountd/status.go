@@ -49,6 +49,7 @@ type FetchStatus struct {
 	FileObjects int64            `json:"file_objects"` // objects with content of files: files, or chunks of large ones
 	Retries     int64            `json:"retries"`
 	Refreshes   int64            `json:"refreshes"` // past the caches on the way
+	Hedges      int64            `json:"hedges"`    // second requests, for answers that were slow to begin
 	Failovers   int64            `json:"failovers"`
 	Errors      map[string]int64 `json:"errors"` // failed tries by kind
 }
@@ -119,7 +120,7 @@ func fetchStatus(s fetch.Stats, files int64) FetchStatus {
 	if s.Errors == nil {
 		s.Errors = map[string]int64{}
 	}
-	return FetchStatus{s.Requests, s.Bytes, files, s.Retries, s.Refreshes, s.Failovers, s.Errors}
+	return FetchStatus{s.Requests, s.Bytes, files, s.Retries, s.Refreshes, s.Hedges, s.Failovers, s.Errors}
 }
 
 func ratio(hits, misses int64) float64 {

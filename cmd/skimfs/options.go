@@ -90,6 +90,14 @@ var options = []option{
 		return err
 	}},
 	{"ro", "", "always on", "read-only", false, func(*mountOptions, string) error { return nil }},
+	{"fallback_proxy", "LIST", "none", "more proxies, tried after all of proxy; with them DIRECT is used from neither list", false, func(o *mountOptions, v string) error {
+		o.Fallback = v
+		return nil
+	}},
+	{"probe", "yes|no", "no", "the servers in the order of their measured round trip instead of as listed", false, func(o *mountOptions, v string) (err error) {
+		o.Probe, err = parseYes(v)
+		return err
+	}},
 	{"proxy_shard", "yes|no", "no", "each object has a proxy of its own in the group, so that the group's squids keep more together", false, func(o *mountOptions, v string) (err error) {
 		o.Shard, err = parseYes(v)
 		return err

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/skimfs/skimfs/internal/testkit"
+)
+
+// closedPort is an address where nobody listens.
+func closedPort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return "http://" + l.Addr().String()
+}
+
+// W03, W07, W16, N18: real squids as the environment, a group and a fallback name them. What is in use shows in status and in xattrs, a switch is logged
+// once with its cause, and counters tell the ways apart.
+func TestWaysThroughRealSquidsW07(t *testing.T) {
+	t.Parallel()
+	w := published(t)
+	s := serveWorld(t, w)
+	squid, spare := testkit.StartSquid(t), testkit.StartSquid(t)
+	dead := closedPort(t)
+	inUse := func(t *testing.T, n *node, target, proxy, list string) {
+		t.Helper()
+		for name, want := range map[string]string{"proxy": proxy, "proxy_list": list, "host": s.URL} {
+			if got := n.sh(`getfattr --only-values -n "user.skimfs.$2" "$1"`, target, name).stdout; got != want {
+				t.Errorf("%s is %q, want %q", name, got, want)
+			}
+		}
+		for _, o := range n.status().Origins {
+			if o.InUse && (o.Proxy != proxy || o.Server != s.URL) {
+				t.Errorf("status says %s by %s, want %s by %s", o.Server, o.Proxy, s.URL, proxy)
+			}
+		}
+	}
+	t.Run("W16 auto takes http_proxy", func(t *testing.T) {
+		t.Parallel()
+		n := newNode(t, w)
+		n.env = []string{"http_proxy=" + squid.URL}
+		target := n.mount(s.image(), "-o", "proxy=auto")
+		inUse(t, n, target, squid.URL, squid.URL)
+	})
+	t.Run("W16 auto without http_proxy is DIRECT", func(t *testing.T) {
+		t.Parallel()
+		n := newNode(t, w)
+		n.env = []string{"http_proxy="}
+		target := n.mount(s.image(), "-o", "proxy=auto")
+		inUse(t, n, target, "DIRECT", "DIRECT")
+	})
+	t.Run("W16 nobody looks at http_proxy unasked", func(t *testing.T) {
+		t.Parallel()
+		n := newNode(t, w)
+		n.env = []string{"http_proxy=" + dead}
+		target := n.mount(s.image())
+		inUse(t, n, target, "DIRECT", "DIRECT")
+	})
+	t.Run("W03 the fallback", func(t *testing.T) {
+		t.Parallel()
+		n := newNode(t, w)
+		target := n.mount(s.image(), "-o", "proxy="+dead+";DIRECT,fallback_proxy="+spare.URL)
+		if got := n.read(filepath.Join(target, "etc/motd")); got != "skim\n" {
+			t.Errorf("read %q", got)
+		}
+		inUse(t, n, target, spare.URL, dead+";DIRECT;"+spare.URL)
+		if got := n.log(); strings.Count(got, "proxy switched") != 1 || strings.Count(got, "reason=connect") != 1 {
+			t.Errorf("log:\n%s", got)
+		}
+		exposed := n.exposed()
+		for _, want := range []string{
+			fmt.Sprintf(`skimfs_fetch_path_errors_total{proxy=%q,server=%q,kind="connect"} `, strings.TrimPrefix(dead, "http://"), strings.TrimPrefix(s.URL, "http://")),
+			fmt.Sprintf(`skimfs_fetch_path_seconds_count{proxy=%q,server=%q} `, spare.Addr, strings.TrimPrefix(s.URL, "http://")),
+		} {
+			if !strings.Contains(exposed, want) {
+				t.Errorf("no %s in /metrics", want)
+			}
+		}
+	})
+	t.Run("W07 one of a group dies", func(t *testing.T) {
+		t.Parallel()
+		n := newNode(t, w)
+		one, two := testkit.StartSquid(t), testkit.StartSquid(t)
+		target := n.mount(s.image(), "-o", "proxy="+one.URL+"|"+two.URL)
+		left, other := one, two
+		if n.status().Origins[0].Proxy == two.URL {
+			left, other = two, one
+		}
+		left.Stop()
+		if got := n.read(filepath.Join(target, "big")); got != string(w.big) {
+			t.Errorf("read %d bytes", len(got))
+		}
+		inUse(t, n, target, other.URL, one.URL+"|"+two.URL)
+		if got := n.log(); strings.Count(got, "proxy switched") != 1 {
+			t.Errorf("log:\n%s", got)
+		}
+	})
+}
+
+// One transfer for an object, whoever asks in whichever mount of the daemon; and an error is no lasting one.
+func TestMountsShareTransfersW21(t *testing.T) {
+	t.Parallel()
+	w := published(t)
+	s, n := serveWorld(t, w), newNode(t, w)
+	targets := []string{n.target("a"), n.target("b"), n.target("c")}
+	n.ok("mount", s.image(), targets[0])
+	n.ok("mount", s.image(), targets[1], "-o", "deadline=20s")
+	n.ok("mount", testName, targets[2], "-o", "server="+s.URL)
+	targets[2] = filepath.Join(targets[2], testImage)
+	objects := w.objects(t, testImage+"/big")
+	s.change(t, objects[0], remove)
+	for range 2 {
+		n.fails(filepath.Join(targets[0], "big"))
+	}
+	s.put(objects[0], w.files[objects[0]])
+	before := map[string]int{}
+	for _, o := range objects {
+		before[o] = s.requests(o)
+	}
+	var readers sync.WaitGroup
+	for i := range 12 {
+		readers.Go(func() {
+			if r := n.sh(`exec cat "$1"`, filepath.Join(targets[i%3], "big")); r.stdout != string(w.big) {
+				t.Errorf("status %d, %d bytes, %q", r.status, len(r.stdout), r.stderr)
+			}
+		})
+	}
+	readers.Wait()
+	for i, o := range objects {
+		if got := s.requests(o) - before[o]; got > 1 || got != 1 && i == 0 {
+			t.Errorf("object %d was asked for %d times", i, got)
+		}
+	}
+}

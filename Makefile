@@ -83,6 +83,8 @@ install: docs ## install below PREFIX (/usr/local); DESTDIR for packages
 	install -D -m 0644 $(OUT)/completion/skimfs.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish
 	install -D -m 0644 packaging/skimfs.conf $(DESTDIR)$(PREFIX)/share/doc/skimfs/skimfs.conf
 	install -D -m 0644 packaging/grafana/skimfs.json $(DESTDIR)$(PREFIX)/share/doc/skimfs/grafana.json
+	install -D -m 0644 packaging/bee/skimfs_bee.py $(DESTDIR)$(PREFIX)/share/skimfs/bee/skimfs_bee.py
+	install -D -m 0644 packaging/bee/task.cwl $(DESTDIR)$(PREFIX)/share/skimfs/bee/task.cwl
 	install -D -m 0755 packaging/htcondor/condor-probe $(DESTDIR)$(PREFIX)/libexec/skimfs/condor-probe
 	for dir in htcondor nginx slurm squid; do install -d $(DESTDIR)$(EXAMPLES)/$$dir && install -m 0644 packaging/$$dir/* $(DESTDIR)$(EXAMPLES)/$$dir/; done
 	rm $(DESTDIR)$(EXAMPLES)/htcondor/condor-probe && chmod 0755 $(DESTDIR)$(EXAMPLES)/slurm/*
@@ -95,7 +97,7 @@ uninstall: ## remove what install put there
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/skimfs $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs \
 		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(wildcard packaging/systemd/*))) \
 		$(DESTDIR)$(PREFIX)/share/doc/skimfs/skimfs.conf $(DESTDIR)$(PREFIX)/share/doc/skimfs/grafana.json
-	rm -rf $(DESTDIR)$(EXAMPLES) $(DESTDIR)$(PREFIX)/libexec/skimfs
+	rm -rf $(DESTDIR)$(PREFIX)/share/skimfs $(DESTDIR)$(EXAMPLES) $(DESTDIR)$(PREFIX)/libexec/skimfs
 
 deb: ## make bin/skimfs_*.deb with nfpm; VERSION=0.1.0
 	scripts/package deb

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -86,16 +85,6 @@ func (s Source) Canonical() string {
 	}
 	return s.text
 }
-
-// RetryAfterError says that a registry wants to be left alone for a while.
-type RetryAfterError struct {
-	Host  string
-	After time.Duration
-	Err   error
-}
-
-func (e *RetryAfterError) Error() string { return e.Err.Error() }
-func (e *RetryAfterError) Unwrap() error { return e.Err }
 
 func (c choice) roundTripper(fallback http.RoundTripper) http.RoundTripper {
 	if c.transport != nil {

@@ -320,7 +320,7 @@ func (a *api) resolveRef(w http.ResponseWriter, r *http.Request, _ Caller) error
 	defer cancel()
 	got, err := a.ask(ctx, &j)
 	if err != nil {
-		return a.explain(err)
+		return explain(err)
 	}
 	src, err := publish.ParseSource(req.Source)
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -44,7 +43,7 @@ type worker struct {
 	out       *json.Encoder
 	stderr    io.Writer
 	log       *slog.Logger
-	transport *transport
+	transport *watched
 	progress  publish.Progress
 }
 
@@ -75,32 +74,22 @@ func RunWorker(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) i
 		time.Sleep(5 * time.Second)
 		os.Exit(3)
 	}()
-	w.transport = newTransport(w.Rate, w.Requests, map[string]int{})
+	w.transport = watch(newTransport(w.Rate, w.Requests))
 	stop := w.reporting()
 	results, err := w.do(ctx)
 	stop()
 	w.report("")
 	if err != nil {
-		p := w.explain(ctx, err)
-		w.say(report{Problem: p, RetryAfter: max(p.RetryAfter, w.transport.takeLater())})
+		p := explain(err)
+		if ctx.Err() != nil {
+			p = problem(CancelledReason, "cancelled")
+		}
+		_, later := w.transport.take()
+		w.say(report{Problem: p, RetryAfter: later, Counts: takeCounts()})
 		return 1
 	}
-	w.say(report{Results: results})
+	w.say(report{Results: results, Counts: takeCounts()})
 	return 0
-}
-
-func (w *worker) explain(ctx context.Context, err error) *Problem {
-	var p *Problem
-	if errors.As(err, &p) {
-		return p
-	}
-	if ctx.Err() != nil {
-		return problem(CancelledReason, "cancelled")
-	}
-	why := publish.Why(err)
-	p = problem(Reason(why), "%v", err)
-	p.Temporary = why.Temporary()
-	return p
 }
 
 func (w *worker) say(r report) {
@@ -111,7 +100,8 @@ func (w *worker) say(r report) {
 
 func (w *worker) report(stage string) {
 	p := &w.progress
-	w.say(report{Stage: stage, Requests: w.transport.takeCounts(), Progress: &Progress{
+	requests, _ := w.transport.take()
+	w.say(report{Stage: stage, Requests: requests, Progress: &Progress{
 		BytesDone: p.BlobBytes.Load(), BytesTotal: p.BlobTotal.Load(), Files: p.Files.Load(), LayersDone: p.LayersDone.Load(), Layers: p.Layers.Load(),
 	}})
 }

@@ -93,7 +93,7 @@ func Open(ctx context.Context, cfg Config) (*Daemon, error) {
 			return nil, fmt.Errorf("state directory: %w", err)
 		}
 	}
-	d := &Daemon{cfg: cfg, log: cfg.Log, poke: make(chan struct{}, 1), running: map[string]*run{}, resolving: map[string]bool{}, rests: map[string]time.Time{}, served: map[string]uint64{}, failures: map[string]int{}, transport: newTransport(0, cfg.Requests, nil), watchers: map[chan struct{}]bool{}}
+	d := &Daemon{cfg: cfg, log: cfg.Log, poke: make(chan struct{}, 1), running: map[string]*run{}, resolving: map[string]bool{}, rests: map[string]time.Time{}, served: map[string]uint64{}, failures: map[string]int{}, transport: newTransport(0, cfg.Requests), watchers: map[chan struct{}]bool{}}
 	unlock, err := lockState(cfg.State)
 	if err != nil {
 		return nil, err

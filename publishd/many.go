@@ -31,7 +31,7 @@ func (d *Daemon) recipe(ctx context.Context, j *job) {
 	if !j.Expanded {
 		if err := d.expand(ctx, j, parent); err != nil {
 			if ctx.Err() == nil {
-				d.settle(ctx, j.ID, d.explain(err), true)
+				d.settle(ctx, j.ID, explain(err), true)
 			}
 			return
 		}

@@ -3,6 +3,8 @@ package publishd
 import (
 	"fmt"
 	"io"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
@@ -16,6 +18,8 @@ var Metrics = metrics.NewSet()
 var (
 	queueWait    = Metrics.NewHistogram("skimfs_job_queue_wait_seconds")
 	dedupedTotal = Metrics.NewCounter("skimfs_job_joined_total")
+	bytesRead    = Metrics.NewCounter(`skimfs_convert_bytes_total{direction="read"}`)
+	bytesWritten = Metrics.NewCounter(`skimfs_convert_bytes_total{direction="written"}`)
 )
 
 func retriesTotal(r Reason) {
@@ -30,15 +34,54 @@ func jobSeconds(k Kind, s State, d time.Duration) {
 	Metrics.GetOrCreateHistogram(fmt.Sprintf("skimfs_job_duration_seconds{kind=%q,result=%q}", string(k), string(s))).Update(d.Seconds())
 }
 
-func convertedBytes(k Kind, p Progress) {
-	Metrics.GetOrCreateCounter(fmt.Sprintf("skimfs_convert_bytes_total{kind=%q}", string(k))).Add(int(p.BytesDone))
+// registries are those that have a label of their own: whoever submits could name any number of them.
+var registries struct {
+	mu    sync.Mutex // guards names
+	names map[string]bool
 }
 
-// countRequests counts answers of registries by status, never by name: there may be any number of them.
-func countRequests(_ string, counts map[string]int) {
-	for status, n := range counts {
-		Metrics.GetOrCreateCounter(fmt.Sprintf("skimfs_registry_requests_total{code=%q}", status)).Add(n)
+const maxRegistries = 50 // further ones are counted as "other"
+
+func registryLabel(name string) string {
+	registries.mu.Lock()
+	defer registries.mu.Unlock()
+	if !registries.names[name] {
+		if len(registries.names) >= maxRegistries {
+			return "other"
+		}
+		if registries.names == nil {
+			registries.names = map[string]bool{}
+		}
+		registries.names[name] = true
 	}
+	return name
+}
+
+// countRequests counts answers of a registry by status.
+func countRequests(registry string, counts map[string]int) {
+	for status, n := range counts {
+		Metrics.GetOrCreateCounter(fmt.Sprintf("skimfs_registry_requests_total{code=%q,registry=%q}", status, registryLabel(registry))).Add(n)
+	}
+}
+
+// takeCounts returns what a worker process has counted of its publish.
+func takeCounts() map[string]uint64 {
+	counts := map[string]uint64{}
+	for _, name := range publish.Metrics.ListMetricNames() {
+		counts[name] = publish.Metrics.GetOrCreateCounter(name).Get()
+	}
+	return counts
+}
+
+// addCounts makes what a worker process has counted part of this process's metrics.
+func addCounts(counts map[string]uint64) {
+	known := publish.Metrics.ListMetricNames()
+	for name, n := range counts {
+		if slices.Contains(known, name) {
+			publish.Metrics.GetOrCreateCounter(name).Add(int(n))
+		}
+	}
+	bytesWritten.Add(int(counts["skimfs_publish_object_bytes_total"]))
 }
 
 // WriteMetrics writes everything in the Prometheus text format.

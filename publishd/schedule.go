@@ -149,7 +149,7 @@ func (d *Daemon) resolve(ctx context.Context, j *job) {
 		return
 	}
 	if err != nil {
-		p := d.explain(err)
+		p := explain(err)
 		if p.Reason == "IMAGE_NOT_FOUND" {
 			d.negatives.remember(negative, p, time.Now())
 		}
@@ -210,17 +210,26 @@ func (d *Daemon) ask(ctx context.Context, j *job) (publish.Resolved, error) {
 	if err != nil {
 		return publish.Resolved{}, err
 	}
-	opt := publish.Options{RegistryTimeout: d.cfg.Timeout, Transport: d.transport}
+	w := watch(d.transport)
+	opt := publish.Options{RegistryTimeout: d.cfg.Timeout, Transport: w}
 	if j.Request.Platform != "" {
 		if opt.Platform, err = publish.ParsePlatform(j.Request.Platform); err != nil {
 			return publish.Resolved{}, err
 		}
 	}
-	return publish.Resolve(ctx, src, opt)
+	got, err := publish.Resolve(ctx, src, opt)
+	counts, later := w.take()
+	countRequests(j.Registry, counts)
+	if err != nil {
+		p := explain(err)
+		p.RetryAfter = later
+		return got, p
+	}
+	return got, nil
 }
 
 // explain turns an error of publish into a problem.
-func (d *Daemon) explain(err error) *Problem {
+func explain(err error) *Problem {
 	var p *Problem
 	if errors.As(err, &p) {
 		return p
@@ -228,15 +237,11 @@ func (d *Daemon) explain(err error) *Problem {
 	why := publish.Why(err)
 	p = problem(Reason(why), "%v", err)
 	p.Temporary = why.Temporary()
-	var later *publish.RetryAfterError
-	if errors.As(err, &later) {
-		p.RetryAfter = later.After
-	}
 	return p
 }
 
-// settle says what becomes of a job that could not be done. charged: count the attempt here, it was not at a claim.
-func (d *Daemon) settle(ctx context.Context, id string, p *Problem, charge bool) {
+// settle says what becomes of a job that could not be done, and returns its state. charge: count the attempt here, it was not at a claim.
+func (d *Daemon) settle(ctx context.Context, id string, p *Problem, charge bool) State {
 	ctx = context.WithoutCancel(ctx)
 	var registry string
 	j, err := d.queue.changeJob(ctx, id, func(j *job) bool {
@@ -252,7 +257,7 @@ func (d *Daemon) settle(ctx context.Context, id string, p *Problem, charge bool)
 	})
 	if err != nil {
 		d.logIf(err, "recording a failure", id)
-		return
+		return ""
 	}
 	if p.Temporary && registry != "" && (p.Reason == RegistryRests || p.Reason == RateLimited) {
 		d.registryFailed(registry, p)
@@ -263,6 +268,7 @@ func (d *Daemon) settle(ctx context.Context, id string, p *Problem, charge bool)
 		retriesTotal(p.Reason)
 		d.log.Info("job will run again", "job", id, "state", j.State, "reason", p.Reason, "attempt", j.Attempt, "at", j.NextRun)
 	}
+	return j.State
 }
 
 // after changes a job whose attempt ended with p.

@@ -24,15 +24,13 @@ type transport struct {
 	bytes    *rate.Limiter // nil: no limit
 	requests int           // per second and host; 0: no limit
 
-	mu     sync.Mutex
-	hosts  map[string]*rate.Limiter
-	counts map[string]int // answers by status
-	later  time.Duration  // see takeLater
+	mu    sync.Mutex // guards hosts
+	hosts map[string]*rate.Limiter
 }
 
-func newTransport(bytesPerSecond int64, requests int, counts map[string]int) *transport {
+func newTransport(bytesPerSecond int64, requests int) *transport {
 	dialer := &net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second, Control: refuse}
-	t := &transport{requests: requests, hosts: map[string]*rate.Limiter{}, counts: counts, base: &http.Transport{
+	t := &transport{requests: requests, hosts: map[string]*rate.Limiter{}, base: &http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: dialer.DialContext, ForceAttemptHTTP2: true, MaxIdleConns: 100, MaxIdleConnsPerHost: 8, MaxConnsPerHost: 16,
 		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: time.Minute,
 	}}
@@ -67,31 +65,10 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 	}
 	resp, err := t.base.RoundTrip(r)
-	if err != nil {
-		t.count("none")
-		return nil, err
-	}
-	t.count(strconv.Itoa(resp.StatusCode))
-	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
-		if after := retryAfter(resp.Header.Get("Retry-After"), time.Now()); after > 0 {
-			t.mu.Lock()
-			t.later = max(t.later, after)
-			t.mu.Unlock()
-		}
-	}
-	if t.bytes != nil {
+	if err == nil && t.bytes != nil {
 		resp.Body = &slowBody{resp.Body, r.Context(), t.bytes}
 	}
-	return resp, nil
-}
-
-// takeLater returns how long a registry wants to be left alone, as it last said.
-func (t *transport) takeLater() time.Duration {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	d := t.later
-	t.later = 0
-	return d
+	return resp, err
 }
 
 func (t *transport) host(name string) *rate.Limiter {
@@ -105,20 +82,38 @@ func (t *transport) host(name string) *rate.Limiter {
 	return l
 }
 
-func (t *transport) count(status string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.counts != nil {
-		t.counts[status]++
-	}
+// watched notes what the registry of one job answers.
+type watched struct {
+	http.RoundTripper
+	mu     sync.Mutex // guards what follows
+	counts map[string]int
+	later  time.Duration
 }
 
-func (t *transport) takeCounts() map[string]int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	c := t.counts
-	t.counts = map[string]int{}
-	return c
+func watch(t http.RoundTripper) *watched { return &watched{RoundTripper: t, counts: map[string]int{}} }
+
+func (w *watched) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := w.RoundTripper.RoundTrip(r)
+	status, later := "none", time.Duration(0)
+	if err == nil {
+		status = strconv.Itoa(resp.StatusCode)
+		if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
+			later = retryAfter(resp.Header.Get("Retry-After"), time.Now())
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.counts[status]++
+	w.later = max(w.later, later)
+	return resp, err
+}
+
+// take returns how many answers came since it was last called, by status, and for how long the registry wants to be left alone.
+func (w *watched) take() (counts map[string]int, later time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	counts, w.counts = w.counts, map[string]int{}
+	return counts, w.later
 }
 
 // retryAfter reads the header: seconds or a date; at most an hour counts.

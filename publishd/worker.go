@@ -46,6 +46,7 @@ type report struct {
 	Problem    *Problem          `json:"problem,omitempty"`
 	RetryAfter time.Duration     `json:"retry_after,omitempty"`
 	Requests   map[string]int    `json:"requests,omitempty"` // to registries, by status, since the last report
+	Counts     map[string]uint64 `json:"counts,omitempty"`   // publish.Metrics of the worker, with its last words
 }
 
 // start claims a job and runs it. It reports whether a place is taken.
@@ -129,7 +130,7 @@ func (d *Daemon) work(ctx, daemon context.Context, r *run) {
 	d.mu.Lock()
 	progress := r.progress
 	d.mu.Unlock()
-	convertedBytes(r.job.Request.Kind, progress)
+	bytesRead.Add(int(progress.BytesDone))
 	if p == nil {
 		j, err := d.queue.changeJob(lasting, id, func(j *job) bool {
 			if j.Worker != d.node || j.State != Running && j.State != Cancelling {
@@ -152,8 +153,7 @@ func (d *Daemon) work(ctx, daemon context.Context, r *run) {
 		d.logIf(d.interrupted(lasting, id), "putting back", id)
 		return
 	}
-	d.settle(lasting, id, p, false)
-	jobSeconds(r.job.Request.Kind, Failed, time.Since(begun))
+	jobSeconds(r.job.Request.Kind, d.settle(lasting, id, p, false), time.Since(begun))
 }
 
 func (q *queue) jobState(id string) State {
@@ -176,12 +176,12 @@ func (d *Daemon) child(ctx context.Context, r *run) ([]json.RawMessage, *Problem
 	j := r.job
 	spool := filepath.Join(d.cfg.State, "spool", j.ID)
 	if err := os.MkdirAll(spool, 0o700); err != nil {
-		return nil, d.explain(err)
+		return nil, explain(err)
 	}
 	defer os.RemoveAll(spool)
 	logFile, err := d.openLog(j.ID)
 	if err != nil {
-		return nil, d.explain(err)
+		return nil, explain(err)
 	}
 	defer logFile.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -191,7 +191,7 @@ func (d *Daemon) child(ctx context.Context, r *run) ([]json.RawMessage, *Problem
 	}
 	in, err := json.Marshal(spec{Request: j.pinned(), Repo: d.cfg.Repo, Keys: d.cfg.Keys, Spool: spool, UID: j.UID, Rate: share(d.cfg.Rate, d.cfg.Jobs), Requests: int(share(int64(d.cfg.Requests), d.cfg.Jobs)), Memory: d.cfg.Memory, Timeout: d.cfg.Timeout})
 	if err != nil {
-		return nil, d.explain(err)
+		return nil, explain(err)
 	}
 	cmd := exec.Command(d.cfg.Worker[0], d.cfg.Worker[1:]...)
 	// Groups of its own: what it starts ends with it.
@@ -199,15 +199,15 @@ func (d *Daemon) child(ctx context.Context, r *run) ([]json.RawMessage, *Problem
 	cmd.Stderr = &redacting{w: logFile}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
-		return nil, d.explain(err)
+		return nil, explain(err)
 	}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
-		return nil, d.explain(err)
+		return nil, explain(err)
 	}
 	fmt.Fprintf(logFile, "%s attempt %d: %s %s\n", time.Now().UTC().Format(time.RFC3339), j.Attempt+1, j.Request.Kind, redact(firstLine(j.Request.Source)))
 	if err := cmd.Start(); err != nil {
-		return nil, d.explain(err)
+		return nil, explain(err)
 	}
 	kill := func(s syscall.Signal) { _ = syscall.Kill(-cmd.Process.Pid, s) }
 	stop := context.AfterFunc(ctx, func() { stdin.Close() }) // it ends by itself
@@ -285,6 +285,7 @@ func (d *Daemon) listen(stdout io.Reader, r *run, log io.Writer, moved func()) (
 		}
 		if rep.Results != nil || rep.Problem != nil {
 			last = rep
+			addCounts(rep.Counts)
 		}
 		countRequests(r.job.Registry, rep.Requests)
 		d.mu.Lock()

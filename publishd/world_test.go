@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -34,7 +33,7 @@ type service struct {
 func newService(t testing.TB, args ...string) *service {
 	t.Helper()
 	home := testkit.Home(t)
-	s := &service{t: t, home: home, repo: filepath.Join(home, "repo"), keys: filepath.Join(home, "keys"), args: args}
+	s := &service{t: t, home: home, repo: filepath.Join(home, "repo"), keys: filepath.Join(home, "etc", "keys"), args: args}
 	s.ok("repo", "create", s.repo, "--name", "queue.example.org", "--keys", s.keys)
 	s.start()
 	t.Cleanup(s.stop)
@@ -45,7 +44,7 @@ func (s *service) socket() string { return filepath.Join(s.home, "run", "publish
 
 func (s *service) start() {
 	s.t.Helper()
-	s.cmd = testkit.Command(s.t, s.home, append([]string{"publishd", "--repo", s.repo, "--keys", s.keys}, s.args...)...)
+	s.cmd = testkit.Command(s.t, s.home, append([]string{"publishd", "--repo", s.repo}, s.args...)...)
 	log, err := os.OpenFile(filepath.Join(s.home, "publishd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		s.t.Fatal(err)
@@ -204,5 +203,3 @@ func decode(t testing.TB, text string, v any) {
 		t.Fatalf("%v: %s", err, text)
 	}
 }
-
-var _ = fmt.Sprint

@@ -32,7 +32,7 @@ func TestPackages(t *testing.T) {
 	for _, list := range []string{`dpkg-deb -c "$1"/*.deb`, `rpm -qlp "$1"/*.rpm`} {
 		out := sh(t, list)
 		for _, want := range []string{
-			"/usr/bin/skimfs", "/usr/sbin/mount.skimfs", "/usr/lib/systemd/system/skimfs-mountd.service", "/usr/lib/systemd/system/skimfs@.service", "/etc/skimfs/skimfs.conf",
+			"/usr/bin/skimfs", "/usr/sbin/mount.skimfs", "/usr/lib/systemd/system/skimfs-mountd.service", "/usr/lib/systemd/system/skimfs-publishd.service", "/usr/lib/systemd/system/skimfs@.service", "/usr/share/skimfs/bee/skimfs_bee.py", "/etc/skimfs/skimfs.conf",
 			"/usr/share/man/man1/skimfs-mount.1.gz", "/usr/share/bash-completion/completions/skimfs", "/usr/libexec/skimfs/condor-probe", "/examples/slurm/prolog.sh",
 		} {
 			if !strings.Contains(out, want) {

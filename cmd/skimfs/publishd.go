@@ -105,7 +105,10 @@ Exit status: 0 done, 1 failed, 2 usage.`,
 		if cfg.Repo, err = filepath.Abs(cfg.Repo); err != nil {
 			return err
 		}
-		if cfg.Keys, err = filepath.Abs(*keys); err != nil {
+		if cfg.Keys, err = keysDir(*keys); err != nil {
+			return err
+		}
+		if cfg.Keys, err = filepath.Abs(cfg.Keys); err != nil {
 			return err
 		}
 		h, err := home()

@@ -4,7 +4,7 @@ set -e
 case ${1:-remove} in
 remove | 0)
 	if [ -d /run/systemd/system ]; then
-		systemctl --no-reload disable --now skimfs-mountd.socket skimfs-mountd.service || true
+		systemctl --no-reload disable --now skimfs-mountd.socket skimfs-mountd.service skimfs-publishd.service || true
 	fi
 	;;
 esac

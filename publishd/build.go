@@ -11,9 +11,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"os/user"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/skimfs/skimfs/publish"
 )
@@ -81,18 +84,24 @@ func (w *worker) asCaller(ctx context.Context, source string) (string, error) {
 	defer f.Close()
 	var said bytes.Buffer
 	var cmd *exec.Cmd
+	// Not "cat FILE" alone: a device has no end, and a pipe may have no beginning.
+	const catFile = `[ -f "$1" ] || { echo "no file of that name, or not a plain one" >&2; exit 1; }; exec cat -- "$1"`
 	switch src.Kind() {
 	case "dir":
 		cmd = w.command(ctx, c, "tar", "--create", "--format=pax", "--xattrs", "--acls", "--numeric-owner", "--sparse", "-C", src.Path(), ".")
 	case "oci":
 		cmd = w.command(ctx, c, "tar", "--create", "-C", src.Path(), ".")
 	default:
-		cmd = w.command(ctx, c, "cat", "--", src.Path())
+		cmd = w.command(ctx, c, "sh", "-c", catFile, "sh", src.Path())
 	}
-	cmd.Stdout, cmd.Stderr = f, io.MultiWriter(w.stderr, &said)
+	out := &roomy{File: f, reserve: w.Reserve, copied: &w.copied}
+	cmd.Stdout, cmd.Stderr = out, io.MultiWriter(w.stderr, &said)
 	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return "", ctx.Err()
+		case out.err != nil:
+			return "", out.err
 		}
 		return "", problem(PermissionDenied, "reading %s with the rights of user %d: %s", source, w.UID, strings.TrimSpace(firstLine(said.String())))
 	}
@@ -107,6 +116,31 @@ func (w *worker) asCaller(ctx context.Context, source string) (string, error) {
 		return "oci-archive:" + copied + tag, nil
 	}
 	return src.Kind() + ":" + copied + tag, nil
+}
+
+// roomy writes to a file as long as its disk has room.
+type roomy struct {
+	*os.File
+	reserve int64         // bytes that stay free
+	copied  *atomic.Int64 // bytes
+	looked  int64         // bytes that were copied when room was looked for last
+	err     error         // why it ended
+}
+
+func (r *roomy) Write(p []byte) (int, error) {
+	const often = 16 << 20
+	if r.copied.Load()-r.looked >= often || r.looked == 0 {
+		r.looked = max(1, r.copied.Load())
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(int(r.Fd()), &st); err == nil && int64(st.Bavail)*int64(st.Bsize) < r.reserve+often {
+			r.err = problem(NoSpace, "the copy would leave less than %d bytes free", r.reserve).temporary()
+			return 0, r.err
+		}
+	}
+	n, err := r.File.Write(p)
+	r.copied.Add(int64(n))
+	r.err = err
+	return n, err
 }
 
 // layoutOf wraps a tar archive into an OCI layout of one layer.
@@ -200,7 +234,7 @@ func (w *worker) build(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if c != nil {
-		if err := errors.Join(os.Chmod(filepath.Dir(w.Spool), 0o711), os.Chown(w.Spool, int(c.Uid), int(c.Gid))); err != nil {
+		if err := os.Chown(w.Spool, int(c.Uid), int(c.Gid)); err != nil {
 			return "", err
 		}
 	}
@@ -266,13 +300,13 @@ func (w *worker) prefetch(ctx context.Context) ([]json.RawMessage, error) {
 		return nil, err
 	}
 	var said bytes.Buffer
-	cmd := exec.CommandContext(ctx, self, "prefetch", w.Request.Source)
+	cmd := exec.CommandContext(ctx, self, "prefetch", "--", w.Request.Source)
 	cmd.Stdout, cmd.Stderr = w.stderr, io.MultiWriter(w.stderr, &said)
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, problem(ServiceUnavailable, "prefetch: %s", strings.TrimSpace(firstLine(strings.TrimPrefix(said.String(), "skimfs: "))))
+		return nil, problem(ServiceUnavailable, "prefetch: %s", strings.TrimSpace(firstLine(strings.TrimPrefix(said.String(), "skimfs: ")))).temporary()
 	}
 	b, err := json.Marshal(map[string]string{"source": w.Request.Source, "state": "warm"})
 	return []json.RawMessage{b}, err

@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -45,6 +46,7 @@ type worker struct {
 	log       *slog.Logger
 	transport *watched
 	progress  publish.Progress
+	copied    atomic.Int64 // bytes of a caller's files
 }
 
 // RunWorker does one job: it reads what from stdin, reports on stdout, logs to stderr, and ends early when stdin ends. It returns the
@@ -99,10 +101,10 @@ func (w *worker) say(r report) {
 }
 
 func (w *worker) report(stage string) {
-	p := &w.progress
+	p, copied := &w.progress, w.copied.Load()
 	requests, _ := w.transport.take()
 	w.say(report{Stage: stage, Requests: requests, Progress: &Progress{
-		BytesDone: p.BlobBytes.Load(), BytesTotal: p.BlobTotal.Load(), Files: p.Files.Load(), LayersDone: p.LayersDone.Load(), Layers: p.Layers.Load(),
+		BytesDone: copied + p.BlobBytes.Load(), BytesTotal: copied + p.BlobTotal.Load(), Files: p.Files.Load(), LayersDone: p.LayersDone.Load(), Layers: p.Layers.Load(),
 	}})
 }
 

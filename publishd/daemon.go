@@ -3,6 +3,7 @@ package publishd
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -88,8 +89,10 @@ func Open(ctx context.Context, cfg Config) (*Daemon, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	for _, dir := range []string{cfg.State, filepath.Join(cfg.State, "logs"), filepath.Join(cfg.State, "spool")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+	// Builds of other users pass through the state directory and the spool, each to his own below it, and see no name.
+	for dir, mode := range map[string]os.FileMode{"": 0o711, "logs": 0o700, "spool": 0o711} {
+		dir = filepath.Join(cfg.State, dir)
+		if err := errors.Join(os.MkdirAll(dir, mode), os.Chmod(dir, mode)); err != nil {
 			return nil, fmt.Errorf("state directory: %w", err)
 		}
 	}
@@ -151,7 +154,7 @@ func (d *Daemon) recover(ctx context.Context) error {
 	q.mu.Unlock()
 	for _, o := range orphans {
 		r := o.Request
-		j, err := d.check(&r, Caller{Name: o.Submitter, UID: o.UID})
+		j, err := d.check(&r, o.caller())
 		j.ID, j.Created = o.Job, o.Created
 		if err != nil {
 			j.Request = o.Request
@@ -172,7 +175,11 @@ func (d *Daemon) recover(ctx context.Context) error {
 			return err
 		}
 	}
-	return os.RemoveAll(filepath.Join(d.cfg.State, "spool"))
+	left, err := filepath.Glob(filepath.Join(d.cfg.State, "spool", "*"))
+	for _, dir := range left {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	return err
 }
 
 // interrupted puts a job back whose worker is gone. The attempt is not charged.

@@ -106,6 +106,7 @@ type op struct {
 	Job       string     `json:"job"`
 	Submitter string     `json:"submitter"`
 	UID       int        `json:"uid"` // of the caller over the local socket; else -1
+	Admin     bool       `json:"admin,omitempty"`
 	Parent    string     `json:"parent,omitempty"`
 	Created   time.Time  `json:"created"`
 	Cancelled *time.Time `json:"cancelled,omitempty"`
@@ -113,6 +114,9 @@ type op struct {
 
 	revision uint64
 }
+
+// caller is who submitted it.
+func (o *op) caller() Caller { return Caller{Name: o.Submitter, UID: o.UID, Admin: o.Admin} }
 
 // job is the record of a unit of work.
 type job struct {

@@ -55,10 +55,12 @@ func (d *Daemon) check(r *Request, c Caller) (job, error) {
 		return j, problem(InvalidArgument, "source: want 1 to 1048576 bytes, have %d", len(r.Source))
 	}
 	switch r.Kind {
-	case Convert, Prefetch:
-		if r.Kind == Prefetch {
-			break
+	case Prefetch:
+		// By its name the owner of this machine says from where it comes; an address could be anything that this machine reaches.
+		if strings.HasPrefix(r.Source, "-") || !c.Admin && (strings.Contains(r.Source, "://") || strings.HasPrefix(r.Source, "/")) {
+			return j, problem(PermissionDenied, "prefetch: want an image of a repository by its name, as in images.example.org/docker.io/library/debian:12")
 		}
+	case Convert:
 		if !strings.Contains(r.Source, ":") || !knownKind(r.Source) {
 			r.Source = "docker://" + r.Source // as people write it: debian:12
 		}
@@ -78,7 +80,7 @@ func (d *Daemon) check(r *Request, c Caller) (job, error) {
 				return j, problem(InvalidArgument, "source %q: %v", r.Source, err)
 			}
 		}
-		if j.Registry == "" && r.Kind == Convert && !src.Local() {
+		if j.Registry == "" && !src.Local() {
 			return j, problem(InvalidArgument, "source %q: no reference", r.Source)
 		}
 	case Build:
@@ -147,7 +149,7 @@ func (d *Daemon) submit(ctx context.Context, r Request, c Caller, parent string)
 	defer d.submitting.Unlock()
 	q := d.queue
 	now := time.Now().UTC()
-	o := &op{ID: newID(now), Request: r, Submitter: c.Name, UID: c.UID, Parent: parent, Created: now}
+	o := &op{ID: newID(now), Request: r, Submitter: c.Name, UID: c.UID, Admin: c.Admin, Parent: parent, Created: now}
 	if r.RequestID != "" {
 		q.mu.Lock()
 		before := q.ops[q.idem[idemKey(c.Name, r.RequestID)]]
@@ -298,7 +300,7 @@ func (d *Daemon) Retry(ctx context.Context, id string) (Operation, error) {
 	old := d.queue.ops[id]
 	d.queue.mu.Unlock()
 	r := old.Request
-	j, err := d.check(&r, Caller{Name: old.Submitter, UID: old.UID})
+	j, err := d.check(&r, old.caller())
 	if err != nil {
 		return now, err
 	}

@@ -51,7 +51,11 @@ func refuse(_, address string, _ syscall.RawConn) error {
 	if err != nil {
 		return fmt.Errorf("address %q: %w", address, publish.ErrForbidden)
 	}
-	a := ap.Addr().Unmap().WithZone("")
+	return refuseAddr(ap.Addr())
+}
+
+func refuseAddr(a netip.Addr) error {
+	a = a.Unmap().WithZone("")
 	if a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsUnspecified() || metadataHosts[a] {
 		return fmt.Errorf("address %s: %w", a, publish.ErrForbidden)
 	}
@@ -59,6 +63,12 @@ func refuse(_, address string, _ syscall.RawConn) error {
 }
 
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	// Here as well as when connecting: a proxy would connect for us.
+	if a, err := netip.ParseAddr(r.URL.Hostname()); err == nil {
+		if err := refuseAddr(a); err != nil {
+			return nil, err
+		}
+	}
 	if t.requests > 0 {
 		if err := t.host(r.URL.Host).Wait(r.Context()); err != nil {
 			return nil, err

@@ -35,6 +35,7 @@ type spec struct {
 	Rate     int64         `json:"rate,omitempty"`
 	Requests int           `json:"requests,omitempty"`
 	Memory   int64         `json:"memory,omitempty"`
+	Reserve  int64         `json:"reserve,omitempty"` // bytes that stay free on the spool's disk
 	Timeout  time.Duration `json:"timeout,omitempty"`
 }
 
@@ -189,7 +190,7 @@ func (d *Daemon) child(ctx context.Context, r *run) ([]json.RawMessage, *Problem
 	if late := j.deadline(); !late.IsZero() {
 		defer time.AfterFunc(time.Until(late), func() { cancel(problem(DeadlineExceeded, "deadline of %s is over", j.Request.Deadline)) }).Stop()
 	}
-	in, err := json.Marshal(spec{Request: j.pinned(), Repo: d.cfg.Repo, Keys: d.cfg.Keys, Spool: spool, UID: j.UID, Rate: share(d.cfg.Rate, d.cfg.Jobs), Requests: int(share(int64(d.cfg.Requests), d.cfg.Jobs)), Memory: d.cfg.Memory, Timeout: d.cfg.Timeout})
+	in, err := json.Marshal(spec{Request: j.pinned(), Repo: d.cfg.Repo, Keys: d.cfg.Keys, Spool: spool, UID: j.UID, Rate: share(d.cfg.Rate, d.cfg.Jobs), Requests: int(share(int64(d.cfg.Requests), d.cfg.Jobs)), Memory: d.cfg.Memory, Reserve: d.cfg.Reserve, Timeout: d.cfg.Timeout})
 	if err != nil {
 		return nil, explain(err)
 	}

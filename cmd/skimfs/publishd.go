@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/skimfs/skimfs/mountd"
 	"github.com/skimfs/skimfs/publishd"
 )
 
@@ -42,6 +43,14 @@ func publishdSocket() (string, error) {
 	return own, nil
 }
 
+// publishdState is where publishd keeps queue and logs; the system's lies apart from the mounts' daemon's, whose state nobody may enter.
+func publishdState(h mountd.Home) string {
+	if os.Getenv("SKIMFS_HOME") == "" && os.Geteuid() == 0 {
+		return "/var/lib/skimfs-publishd"
+	}
+	return filepath.Join(h.State, "publishd")
+}
+
 func publishdCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "publishd --repo DIR",
@@ -63,7 +72,7 @@ Exit status: 0 done, 1 failed, 2 usage.`,
 	var socket, listen, tokens, cert, key, rate, memory, reserve string
 	f.StringVar(&cfg.Repo, "repo", "", "`directory` of the repository (required)")
 	keys := publisherKeys(cmd)
-	f.StringVar(&cfg.State, "state", "", "`directory` of queue and logs (default: publishd in the state directory of the mounts' daemon)")
+	f.StringVar(&cfg.State, "state", "", "`directory` of queue and logs (default for root /var/lib/skimfs-publishd, else publishd in the state directory of the mounts' daemon)")
 	f.StringVar(&socket, "socket", "", "`path` of the socket")
 	f.StringVar(&listen, "listen", "", "further `address` to listen on, host:port")
 	f.StringVar(&tokens, "tokens", "", "`file` of tokens that --listen lets in, see `skimfs publishd token`")
@@ -116,7 +125,7 @@ Exit status: 0 done, 1 failed, 2 usage.`,
 			return err
 		}
 		if cfg.State == "" {
-			cfg.State = filepath.Join(h.State, "publishd")
+			cfg.State = publishdState(h)
 		}
 		self, err := os.Executable()
 		if err != nil {

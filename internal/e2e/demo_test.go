@@ -112,7 +112,13 @@ var (
 		`full pull \+ unpack +[\d.]+ s +all +[1-9][\d.]+ MB \(100 %\)`,
 	}
 	numpyBlock = append([]string{``, `the same with import numpy`}, block...)
-	foot       = []string{``, `still mounted: ls DIR/mnt · SKIMFS_HOME=DIR/node1 \S+ status · SKIMFS_DEMO=DIR scripts/demo stop`}
+	second     = []string{
+		``, `in the background, by publishd`,
+		`submit   (oci|docker) as local/second:latest: answered in [\d.]+ s`,
+		`watch    (QUEUED )?(RUNNING )?SUCCEEDED in [\d.]+ s`,
+		`mount    http://127\.0\.0\.1:\d+#local/second:latest, first output [\d.]+ s, 0 files`,
+	}
+	foot = []string{``, `still mounted: ls DIR/mnt · SKIMFS_HOME=DIR/node1 \S+ status · SKIMFS_DEMO=DIR scripts/demo stop`}
 )
 
 // check checks a demo that succeeded, line by line.
@@ -129,7 +135,7 @@ func (d *demo) check(table, said string, err error) {
 	if bytes.Contains(about, []byte("numpy=1")) {
 		want = append(want, numpyBlock...)
 	}
-	want = append(want, foot...)
+	want = slices.Concat(want, second, foot)
 	lines := strings.Split(strings.TrimSuffix(table, "\n"), "\n")
 	for i, line := range lines {
 		if i < len(want) && !regexp.MustCompile("^"+strings.ReplaceAll(want[i], "DIR", regexp.QuoteMeta(d.dir))+"$").MatchString(line) {

@@ -6,6 +6,6 @@ fi
 # A purge takes the cache and the logs, never keys.
 case ${1:-} in
 purge)
-	rm -rf /var/cache/skimfs /var/lib/skimfs
+	rm -rf /var/cache/skimfs /var/lib/skimfs /var/lib/skimfs-publishd
 	;;
 esac

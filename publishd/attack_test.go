@@ -1,0 +1,205 @@
+package publishd_test
+
+import (
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/skimfs/skimfs/internal/testkit"
+	"github.com/skimfs/skimfs/publish"
+	"github.com/skimfs/skimfs/publishd"
+)
+
+// stranger is a user who has nothing to do with the service.
+const stranger = 20002
+
+// newPublicService is a service whose socket all users of the machine may ask.
+func newPublicService(t *testing.T) *service {
+	t.Helper()
+	testkit.NeedRoot(t)
+	s := newService(t, "--backoff", "20ms", "--attempts", "2")
+	for path, mode := range map[string]os.FileMode{s.home: 0o711, filepath.Dir(s.socket()): 0o711, s.socket(): 0o666} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+// letIn lets everybody into a directory of the test.
+func letIn(t *testing.T, dir string) {
+	t.Helper()
+	for ; strings.HasPrefix(dir, os.TempDir()+"/"); dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// as runs skimfs as another user.
+func (s *service) as(uid uint32, args ...string) (out string, status int) {
+	s.t.Helper()
+	program := filepath.Join(s.home, "skimfs")
+	if _, err := os.Stat(program); err != nil {
+		testkit.Run(s.t, "cp", testkit.Build(s.t), program)
+	}
+	cmd := exec.Command(program, args...)
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "SKIMFS_PUBLISHD=" + s.socket()}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	b, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		s.t.Fatalf("%v\n%s", err, b)
+	}
+	return strings.TrimSpace(string(b)), cmd.ProcessState.ExitCode()
+}
+
+// Whoever submits can make the service read nothing that he could not read himself: whatever he names ends without an image, and the secret
+// is not in the repository.
+func TestNobodyReadsThroughTheServiceWhatHeMayNot(t *testing.T) {
+	t.Parallel()
+	s := newPublicService(t)
+	const secret = "only the owner knows"
+	open, closed := t.TempDir(), t.TempDir()
+	letIn(t, open)
+	in := func(name string) string { return filepath.Join(open, name) }
+	archive := filepath.Join(closed, "image.tar")
+	testkit.Run(t, "skopeo", "--insecure-policy", "copy", "--quiet", "oci:"+layout(t)+":latest", "oci-archive:"+archive)
+	write(t, filepath.Join(closed, "secret"), secret)
+	for _, err := range []error{
+		os.Chmod(closed, 0o700), os.MkdirAll(in("links"), 0o755), os.Symlink(filepath.Join(closed, "secret"), in("links/secret")), os.Symlink(closed, in("links/dir")),
+		os.Symlink(closed, in("dir")), os.Symlink(archive, in("image.tar")), syscall.Mkfifo(in("pipe"), 0o666), os.MkdirAll(in("mixed"), 0o755),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, in("mixed/closed"), secret)
+	if err := os.Chmod(in("mixed/closed"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for claim, source := range map[string]string{
+		"a directory that is closed to him":     "dir:" + closed,
+		"a link to it":                          "dir:" + in("dir"),
+		"a directory with a file that is":       "dir:" + in("mixed"),
+		"an archive that is":                    "oci-archive:" + archive,
+		"a link to one":                         "oci-archive:" + in("image.tar"),
+		"a layout that is":                      "oci:" + closed,
+		"a device without an end":               "docker-archive:/dev/zero",
+		"a pipe without a beginning":            "oci-archive:" + in("pipe"),
+		"the service's own key as a directory":  "dir:" + s.keys,
+		"the repository's key through the root": "dir:/proc/1/root" + s.keys,
+	} {
+		t.Run(claim, func(t *testing.T) {
+			begun := time.Now()
+			out, status := s.as(stranger, "submit", source, "attack/"+strings.ReplaceAll(strings.ToLower(claim), " ", "-")+":1", "--wait", "--timeout", "60s")
+			if status == 0 || status == 124 || time.Since(begun) > 30*time.Second {
+				t.Errorf("status %d after %v\n%s", status, time.Since(begun), out)
+			}
+			if strings.Contains(out, secret) {
+				t.Errorf("he is told the secret: %s", out)
+			}
+		})
+	}
+	// Links are kept as links, whatever they mean here.
+	if out, status := s.as(stranger, "submit", "dir:"+in("links"), "attack/links:1", "--wait", "--timeout", "60s"); status != 0 {
+		t.Errorf("a directory with links: status %d\n%s", status, out)
+	}
+	// What is swapped while it is read: he wins nothing, whichever way it goes.
+	stop, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			_ = os.Remove(in("race"))
+			_ = os.Symlink([]string{in("links"), closed}[i%2], in("race"))
+		}
+	}()
+	for range 5 {
+		s.as(stranger, "submit", "dir:"+in("race"), "attack/race:1", "--wait", "--timeout", "60s")
+	}
+	close(stop)
+	<-ended
+	for _, name := range []string{"attack/links:1", "attack/race:1"} {
+		for _, file := range []string{"secret", "dir/secret"} {
+			if out, _, _ := s.run("cat", "-o", "pubkey="+filepath.Join(s.keys, "queue.example.org.pub"), "file://"+s.repo+"#"+name, "/"+file); strings.Contains(out, secret) {
+				t.Errorf("%s of %s shows the secret", file, name)
+			}
+		}
+	}
+	out := s.ok("repo", "ls", s.repo)
+	for _, line := range strings.Split(out, "\n") {
+		if strings.Contains(line, "attack/") && !strings.Contains(line, "attack/links:1") && !strings.Contains(line, "attack/race:1") {
+			t.Errorf("published: %s", line)
+		}
+	}
+	// What is the stranger's own he may have converted, and may change; another's he may not.
+	own := s.submit(publishd.Request{Source: "dir:" + tree(t, "x"), As: "local/x:1"})
+	s.done(own.ID())
+	for _, verb := range []string{"retry", "cancel", "forget", "logs"} {
+		if out, status := s.as(stranger, "op", verb, own.ID()); status != 77 {
+			t.Errorf("op %s of another's: status %d, want 77\n%s", verb, status, out)
+		}
+	}
+	for _, source := range []string{"http://169.254.169.254/x", "http://127.0.0.1:1/#x", "/etc", "--help"} {
+		if out, status := s.as(stranger, "submit", "--prefetch", "--", source); status != 77 {
+			t.Errorf("prefetch of %s: status %d, want 77\n%s", source, status, out)
+		}
+	}
+}
+
+// Addresses at which machines tell their secrets are not asked, under whatever name, and not after a redirect either.
+func TestLinkLocalAndMetadataAddressesAreRefused(t *testing.T) {
+	t.Parallel()
+	for _, address := range []string{
+		"169.254.169.254:80", "169.254.0.1:443", "[fe80::1]:80", "[fe80::1%lo]:80", "[::ffff:169.254.169.254]:80", "[fd00:ec2::254]:80", "100.100.100.200:80", "192.0.0.192:80", "168.63.129.16:80",
+		"0.0.0.0:80", "[::]:80", "224.0.0.1:80", "[ff02::1]:80", "nonsense",
+	} {
+		if err := publishd.Refuse(address); !errors.Is(err, publish.ErrForbidden) {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+	for _, address := range []string{"127.0.0.1:5000", "[::1]:5000", "10.0.0.1:443", "192.0.2.1:443", "[2001:db8::1]:443"} {
+		if err := publishd.Refuse(address); err != nil {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+	away := httptest.NewServer(http.RedirectHandler("http://169.254.169.254/latest/meta-data", http.StatusTemporaryRedirect))
+	defer away.Close()
+	s := newService(t)
+	o := s.done(s.submit(publishd.Request{Source: strings.TrimPrefix(away.URL, "http://") + "/a/b:1"}).ID())
+	if o.Error == nil || o.Error.Reason != publishd.PermissionDenied {
+		t.Errorf("a registry that redirects there: %s, %+v", o.Metadata.State, o.Error)
+	}
+}
+
+// A user builds with his own rights: what he may not read is not in his context.
+func TestAUserBuildsWithHisOwnRights(t *testing.T) {
+	t.Parallel()
+	testkit.NeedRoot(t)
+	testkit.Program(t, "buildah")
+	s := newPublicService(t)
+	dir := tree(t, "brought along")
+	write(t, filepath.Join(dir, "Containerfile"), "FROM scratch\nCOPY secret /\n")
+	write(t, filepath.Join(dir, "secret"), "only the owner knows")
+	if err := os.Chmod(filepath.Join(dir, "secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	letIn(t, dir)
+	if out, status := s.as(stranger, "submit", "--build", dir, "local/b:1", "--wait", "--timeout", "60s"); status != 1 {
+		t.Errorf("status %d, want 1\n%s", status, out)
+	}
+	if out := s.ok("repo", "ls", s.repo); strings.Contains(out, "local/b:1") {
+		t.Errorf("it was published:\n%s", out)
+	}
+}

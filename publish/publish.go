@@ -28,6 +28,7 @@ type Options struct {
 	// RegistryTimeout is how long a registry may take for a manifest; default DefaultRegistryTimeout.
 	RegistryTimeout time.Duration
 	// Transport carries all requests to registries; default one like net/http's. Whatever it refuses with ErrForbidden is PermissionDenied.
+	// With one of his own the caller asks again by himself when a registry answers 429: the publish ends.
 	Transport http.RoundTripper
 }
 

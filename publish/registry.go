@@ -27,6 +27,7 @@ type registry struct {
 	limit  time.Duration // for a manifest, or to log in
 
 	transport http.RoundTripper
+	patient   bool // a 429 is an invitation to ask again, not the end
 }
 
 // DefaultRegistryTimeout is how long a registry may take for a manifest, or to log in.
@@ -37,11 +38,11 @@ func openRegistry(ctx context.Context, text string, want choice) ([]*image, stri
 	if err != nil {
 		return nil, "", nil, err
 	}
-	puller, err := remote.NewPuller(remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithUserAgent("skimfs"), remote.WithTransport(want.roundTripper(remote.DefaultTransport)))
+	puller, err := remote.NewPuller(want.options()...)
 	if err != nil {
 		return nil, "", nil, err
 	}
-	b := &registry{repo: ref.Context(), puller: puller, limit: want.timeout, transport: want.roundTripper(remote.DefaultTransport)}
+	b := &registry{repo: ref.Context(), puller: puller, limit: want.timeout, transport: want.roundTripper(), patient: want.transport == nil}
 	got, err := b.get(ctx, ref)
 	if err != nil {
 		return nil, "", nil, err
@@ -134,7 +135,7 @@ func (b *remoteBlob) connect() error {
 // again waits before the next attempt, or returns err if there is none.
 func (b *remoteBlob) again(err error) error {
 	var te *transport.Error
-	if errors.As(err, &te) && !te.Temporary() && te.StatusCode < 500 {
+	if errors.As(err, &te) && (!te.Temporary() && te.StatusCode < 500 || te.StatusCode == http.StatusTooManyRequests && !b.r.patient) {
 		return err
 	}
 	if b.failed++; b.failed >= blobAttempts {

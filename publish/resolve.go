@@ -86,11 +86,20 @@ func (s Source) Canonical() string {
 	return s.text
 }
 
-func (c choice) roundTripper(fallback http.RoundTripper) http.RoundTripper {
+func (c choice) roundTripper() http.RoundTripper {
 	if c.transport != nil {
 		return c.transport
 	}
-	return fallback
+	return remote.DefaultTransport
+}
+
+// options are those of every request to a registry. Whoever brings a transport of his own asks again by himself when he was asked to wait.
+func (c choice) options() []remote.Option {
+	options := []remote.Option{remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithUserAgent("skimfs"), remote.WithTransport(c.roundTripper())}
+	if c.transport != nil {
+		options = append(options, remote.WithRetryStatusCodes(http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout))
+	}
+	return options
 }
 
 // Tags lists the tags of a repository at a registry. Of opt count the transport and the timeout, here for the whole list.
@@ -102,8 +111,7 @@ func Tags(ctx context.Context, repository string, opt Options) ([]string, error)
 	limit := cmp.Or(opt.RegistryTimeout, DefaultRegistryTimeout)
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	tags, err := remote.List(repo, remote.WithContext(limited), remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithUserAgent("skimfs"),
-		remote.WithTransport(choice{transport: opt.Transport}.roundTripper(remote.DefaultTransport)))
+	tags, err := remote.List(repo, append(choice{transport: opt.Transport}.options(), remote.WithContext(limited))...)
 	if err != nil {
 		return nil, fmt.Errorf("listing the tags of %s: %w", repository, err)
 	}

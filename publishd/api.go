@@ -269,7 +269,7 @@ func (a *api) verb(w http.ResponseWriter, r *http.Request, _ Caller) error {
 func (d *Daemon) Wait(ctx context.Context, id string, limit time.Duration) (Operation, error) {
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	_ = d.queue.until(limited, func() bool { return d.queue.ops[id] == nil || d.queue.view(id, time.Now()).Done })
+	_ = d.queue.until(limited, func() bool { return d.queue.ops[id] == nil || d.queue.done(id) })
 	return d.Get(id)
 }
 
@@ -311,7 +311,7 @@ type Resolution struct {
 
 func (a *api) resolveRef(w http.ResponseWriter, r *http.Request, _ Caller) error {
 	req := Request{Kind: Convert, Source: r.URL.Query().Get("ref"), Platform: r.URL.Query().Get("platform")}
-	j, err := a.check(&req, Caller{UID: -1})
+	j, err := a.check(&req, Caller{})
 	if err != nil {
 		return err
 	}

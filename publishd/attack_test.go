@@ -2,6 +2,7 @@ package publishd_test
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -43,8 +44,8 @@ func letIn(t *testing.T, dir string) {
 	}
 }
 
-// as runs skimfs as another user.
-func (s *service) as(uid uint32, args ...string) (out string, status int) {
+// as runs skimfs as another user, who is in no list of users, with further groups.
+func (s *service) as(uid uint32, groups []uint32, args ...string) (out string, status int) {
 	s.t.Helper()
 	program := filepath.Join(s.home, "skimfs")
 	if _, err := os.Stat(program); err != nil {
@@ -52,7 +53,7 @@ func (s *service) as(uid uint32, args ...string) (out string, status int) {
 	}
 	cmd := exec.Command(program, args...)
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "SKIMFS_PUBLISHD=" + s.socket()}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid, Groups: groups}}
 	b, err := cmd.CombinedOutput()
 	if cmd.ProcessState == nil {
 		s.t.Fatalf("%v\n%s", err, b)
@@ -98,7 +99,7 @@ func TestNobodyReadsThroughTheServiceWhatHeMayNot(t *testing.T) {
 	} {
 		t.Run(claim, func(t *testing.T) {
 			begun := time.Now()
-			out, status := s.as(stranger, "submit", source, "attack/"+strings.ReplaceAll(strings.ToLower(claim), " ", "-")+":1", "--wait", "--timeout", "60s")
+			out, status := s.as(stranger, nil, "submit", source, "attack/"+strings.ReplaceAll(strings.ToLower(claim), " ", "-")+":1", "--wait", "--timeout", "60s")
 			if status == 0 || status == 124 || time.Since(begun) > 30*time.Second {
 				t.Errorf("status %d after %v\n%s", status, time.Since(begun), out)
 			}
@@ -107,8 +108,20 @@ func TestNobodyReadsThroughTheServiceWhatHeMayNot(t *testing.T) {
 			}
 		})
 	}
+	// What a group of his process may read, he may; a process of his without it may not.
+	const group = 30003
+	shared := tree(t, "for the group")
+	letIn(t, filepath.Dir(shared))
+	if err := errors.Join(os.Chown(shared, 0, group), os.Chmod(shared, 0o750)); err != nil {
+		t.Fatal(err)
+	}
+	for status, groups := range map[int][]uint32{0: {group}, 1: nil} {
+		if out, got := s.as(stranger, groups, "submit", "dir:"+shared, fmt.Sprintf("attack/links:group%d", status), "--wait", "--timeout", "60s"); got != status {
+			t.Errorf("a directory of a group, with the groups %d: status %d, want %d\n%s", groups, got, status, out)
+		}
+	}
 	// Links are kept as links, whatever they mean here.
-	if out, status := s.as(stranger, "submit", "dir:"+in("links"), "attack/links:1", "--wait", "--timeout", "60s"); status != 0 {
+	if out, status := s.as(stranger, nil, "submit", "dir:"+in("links"), "attack/links:1", "--wait", "--timeout", "60s"); status != 0 {
 		t.Errorf("a directory with links: status %d\n%s", status, out)
 	}
 	// What is swapped while it is read: he wins nothing, whichever way it goes.
@@ -126,7 +139,7 @@ func TestNobodyReadsThroughTheServiceWhatHeMayNot(t *testing.T) {
 		}
 	}()
 	for range 5 {
-		s.as(stranger, "submit", "dir:"+in("race"), "attack/race:1", "--wait", "--timeout", "60s")
+		s.as(stranger, nil, "submit", "dir:"+in("race"), "attack/race:1", "--wait", "--timeout", "60s")
 	}
 	close(stop)
 	<-ended
@@ -139,7 +152,7 @@ func TestNobodyReadsThroughTheServiceWhatHeMayNot(t *testing.T) {
 	}
 	out := s.ok("repo", "ls", s.repo)
 	for _, line := range strings.Split(out, "\n") {
-		if strings.Contains(line, "attack/") && !strings.Contains(line, "attack/links:1") && !strings.Contains(line, "attack/race:1") {
+		if strings.Contains(line, "attack/") && !strings.Contains(line, "attack/links:") && !strings.Contains(line, "attack/race:1") {
 			t.Errorf("published: %s", line)
 		}
 	}
@@ -147,12 +160,12 @@ func TestNobodyReadsThroughTheServiceWhatHeMayNot(t *testing.T) {
 	own := s.submit(publishd.Request{Source: "dir:" + tree(t, "x"), As: "local/x:1"})
 	s.done(own.ID())
 	for _, verb := range []string{"retry", "cancel", "forget", "logs"} {
-		if out, status := s.as(stranger, "op", verb, own.ID()); status != 77 {
+		if out, status := s.as(stranger, nil, "op", verb, own.ID()); status != 77 {
 			t.Errorf("op %s of another's: status %d, want 77\n%s", verb, status, out)
 		}
 	}
 	for _, source := range []string{"http://169.254.169.254/x", "http://127.0.0.1:1/#x", "/etc", "--help"} {
-		if out, status := s.as(stranger, "submit", "--prefetch", "--", source); status != 77 {
+		if out, status := s.as(stranger, nil, "submit", "--prefetch", "--", source); status != 77 {
 			t.Errorf("prefetch of %s: status %d, want 77\n%s", source, status, out)
 		}
 	}
@@ -196,7 +209,7 @@ func TestAUserBuildsWithHisOwnRights(t *testing.T) {
 		t.Fatal(err)
 	}
 	letIn(t, dir)
-	if out, status := s.as(stranger, "submit", "--build", dir, "local/b:1", "--wait", "--timeout", "60s"); status != 1 {
+	if out, status := s.as(stranger, nil, "submit", "--build", dir, "local/b:1", "--wait", "--timeout", "60s"); status != 1 {
 		t.Errorf("status %d, want 1\n%s", status, out)
 	}
 	if out := s.ok("repo", "ls", s.repo); strings.Contains(out, "local/b:1") {

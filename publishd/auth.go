@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -97,11 +98,29 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	}
 	_ = raw.Control(func(fd uintptr) {
 		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			uid := int(cred.Uid)
-			ctx = context.WithValue(ctx, callerKey{}, Caller{Name: "uid:" + strconv.Itoa(uid), UID: uid, GID: int(cred.Gid), Admin: uid == 0 || uid == os.Geteuid()})
+			r := &Rights{UID: int(cred.Uid), GID: int(cred.Gid), Groups: peerGroups(fd)}
+			ctx = context.WithValue(ctx, callerKey{}, Caller{Name: "uid:" + strconv.Itoa(r.UID), Local: r, Admin: r.UID == 0 || r.UID == os.Geteuid()})
 		}
 	})
 	return ctx
+}
+
+// peerGroups returns the further groups of the process at the other end, which no list of users knows as well: a user may be known to the
+// network only, and a process may have given groups up. A kernel before 4.13 tells none.
+func peerGroups(fd uintptr) []uint32 {
+	groups := make([]uint32, 64)
+	for {
+		size := uint32(len(groups) * 4)
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS, uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
+		switch errno {
+		case 0:
+			return groups[:size/4]
+		case unix.ERANGE:
+			groups = make([]uint32, size/4)
+		default:
+			return nil
+		}
+	}
 }
 
 // caller says who asks and whether he may.
@@ -123,5 +142,5 @@ func (a *api) caller(r *http.Request, need Scope) (Caller, error) {
 	if slices.Index(scopes, t.Scope) < slices.Index(scopes, need) {
 		return Caller{}, problem(PermissionDenied, "token %s has scope %s, this needs %s", t.Name, t.Scope, need)
 	}
-	return Caller{Name: "token:" + t.Name, UID: -1, Admin: t.Scope == ScopeAdmin}, nil
+	return Caller{Name: "token:" + t.Name, Admin: t.Scope == ScopeAdmin}, nil
 }

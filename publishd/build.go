@@ -14,8 +14,6 @@ import (
 	"sync/atomic"
 	"syscall"
 
-	"os/user"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/skimfs/skimfs/publish"
@@ -23,31 +21,17 @@ import (
 
 // credential gives a command the caller's rights; nil if they are ours.
 func (w *worker) credential() (*syscall.Credential, error) {
-	if w.UID < 0 {
+	r := w.Local
+	if r == nil {
 		return nil, problem(PermissionDenied, "local sources are taken over the local socket only")
 	}
-	if w.UID == os.Geteuid() {
+	if r.UID == os.Geteuid() {
 		return nil, nil
 	}
 	if os.Geteuid() != 0 {
 		return nil, problem(PermissionDenied, "this service reads files of user %d only", os.Geteuid())
 	}
-	u, err := user.LookupId(strconv.Itoa(w.UID))
-	if err != nil {
-		return nil, problem(PermissionDenied, "user %d: %v", w.UID, err)
-	}
-	gid, err := strconv.ParseUint(u.Gid, 10, 32)
-	if err != nil {
-		return nil, err
-	}
-	c := &syscall.Credential{Uid: uint32(w.UID), Gid: uint32(gid)}
-	ids, err := u.GroupIds()
-	for _, g := range ids {
-		if n, err := strconv.ParseUint(g, 10, 32); err == nil {
-			c.Groups = append(c.Groups, uint32(n))
-		}
-	}
-	return c, err
+	return &syscall.Credential{Uid: uint32(r.UID), Gid: uint32(r.GID), Groups: r.Groups}, nil
 }
 
 // command prepares a program that ends with this process and has the caller's rights.
@@ -103,7 +87,7 @@ func (w *worker) asCaller(ctx context.Context, source string) (string, error) {
 		case out.err != nil:
 			return "", out.err
 		}
-		return "", problem(PermissionDenied, "reading %s with the rights of user %d: %s", source, w.UID, strings.TrimSpace(firstLine(said.String())))
+		return "", problem(PermissionDenied, "reading %s with the rights of user %d: %s", source, c.Uid, strings.TrimSpace(firstLine(said.String())))
 	}
 	tag := ""
 	if rest := strings.TrimPrefix(source, src.Kind()+":"+src.Path()); strings.HasPrefix(rest, ":") {

@@ -40,10 +40,16 @@ type Config struct {
 
 // Caller is who asks.
 type Caller struct {
-	Name  string // of the token, or uid:N
-	UID   int    // over the local socket; else -1
-	GID   int
+	Name  string  // of the token, or uid:N
+	Local *Rights // of his process, if he came over the local socket
 	Admin bool
+}
+
+// Rights are those of a process of this machine.
+type Rights struct {
+	UID    int      `json:"uid"`
+	GID    int      `json:"gid"`
+	Groups []uint32 `json:"groups,omitempty"`
 }
 
 // Daemon converts in the background.
@@ -270,7 +276,7 @@ func (d *Daemon) beat(ctx context.Context) {
 	}
 	var old []string
 	for id := range d.queue.ops {
-		if o := d.queue.view(id, time.Now()); o.Done && o.Metadata.EndTime != nil && time.Since(*o.Metadata.EndTime) > d.cfg.Retain {
+		if o := d.queue.view(id); o.Done && o.Metadata.EndTime != nil && time.Since(*o.Metadata.EndTime) > d.cfg.Retain {
 			old = append(old, id)
 		}
 	}

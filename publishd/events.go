@@ -103,7 +103,7 @@ func (a *api) snapshot(s *sse) (eventID, error) {
 	var all []Operation
 	for id := range a.queue.ops {
 		if s.only == "" || s.only == id {
-			all = append(all, a.queue.view(id, time.Now()))
+			all = append(all, a.queue.view(id))
 		}
 	}
 	a.queue.mu.Unlock()
@@ -196,7 +196,7 @@ func (a *api) sendChange(s *sse, m jetstream.Msg, key string, from eventID) erro
 		if gone || json.Unmarshal(m.Data(), &o) != nil || a.queue.ops[id] == nil {
 			break
 		}
-		v := a.queue.view(id, time.Now())
+		v := a.queue.view(id)
 		switch {
 		case o.Cancelled != nil:
 			if j := a.queue.jobs[o.Job]; j != nil && j.State == Cancelling && len(a.queue.wanted(o.Job)) == 0 {
@@ -243,7 +243,7 @@ func (q *queue) viewAt(id string, j *job) Operation {
 			delete(q.jobs, j.ID)
 		}
 	}()
-	return q.view(id, time.Now())
+	return q.view(id)
 }
 
 // sendProgress sends how far what runs has come. These events have no id: they are not kept.

@@ -79,6 +79,9 @@ func (d *Daemon) Log(id string) (io.ReadCloser, error) {
 	return f, err
 }
 
+// asked names what a registry is asked for.
+func (j *job) asked() string { return j.Request.Source + "\x00" + j.Request.Platform }
+
 // negatives remembers for a moment what was not found.
 type negatives struct {
 	mu   sync.Mutex
@@ -98,6 +101,12 @@ func (n *negatives) recall(key string, now time.Time) error {
 	}
 	delete(n.seen, key)
 	return nil
+}
+
+func (n *negatives) forget(key string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.seen, key)
 }
 
 func (n *negatives) remember(key string, p *Problem, now time.Time) {

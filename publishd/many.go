@@ -36,13 +36,13 @@ func (d *Daemon) recipe(ctx context.Context, j *job) {
 			return
 		}
 	}
-	children, _ := d.List(Filter{Parent: parent}, 1<<30, "")
+	if !d.queue.childrenDone(parent) {
+		return
+	}
+	children, _ := d.List(Filter{Parent: parent}, maxRecipe, "")
 	var results []json.RawMessage
 	failed := 0
 	for _, c := range children {
-		if !c.Done {
-			return
-		}
 		if c.Metadata.State != Succeeded {
 			failed++
 		}
@@ -61,6 +61,17 @@ func (d *Daemon) recipe(ctx context.Context, j *job) {
 	}); err != nil {
 		d.logIf(err, "ending a recipe", j.ID)
 	}
+}
+
+func (q *queue) childrenDone(parent string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for c := range q.children[parent] {
+		if !q.done(c) {
+			return false
+		}
+	}
+	return true
 }
 
 // expand submits an operation for each image of a recipe. Done twice, it gives the same operations.
@@ -94,7 +105,7 @@ func (d *Daemon) expand(ctx context.Context, j *job, parent string) error {
 	priority := j.Priority
 	for _, s := range sources {
 		req := Request{Kind: Convert, Source: "docker://" + s, Bare: j.Request.Bare || r.Bare, Platform: r.Platform, Priority: &priority, RequestID: fmt.Sprintf("%s %s", parent, s)}
-		if _, err := d.submit(ctx, req, Caller{Name: j.Submitter, UID: -1}, parent); err != nil {
+		if _, err := d.submit(ctx, req, Caller{Name: j.Submitter}, parent); err != nil {
 			return err
 		}
 	}

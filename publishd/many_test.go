@@ -23,7 +23,7 @@ func TestARecipeConvertsListsAndPatterns(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "wishes.yaml")
 		text := "version: 1\ninput:\n"
 		for _, line := range lines {
-			text += "  - " + registry.Addr + "/" + line + "\n"
+			text += "  - '" + registry.Addr + "/" + line + "'\n"
 		}
 		write(t, file, text)
 		return file
@@ -39,7 +39,7 @@ func TestARecipeConvertsListsAndPatterns(t *testing.T) {
 		return names
 	}
 	var o publishd.Operation
-	decode(t, s.ok("submit", "--recipe", recipe("base/debian:12", "'tools/gcc:13.*'"), "--wait", "--json"), &o)
+	decode(t, s.ok("submit", "--recipe", recipe("base/debian:12", "tools/gcc:13.*"), "--wait", "--json"), &o)
 	if o.Metadata.State != publishd.Succeeded || o.Metadata.Children != 3 || o.Metadata.ChildrenDone != 3 || len(o.Response) != 3 {
 		t.Errorf("%+v, %d results", o.Metadata, len(o.Response))
 	}
@@ -48,17 +48,42 @@ func TestARecipeConvertsListsAndPatterns(t *testing.T) {
 		t.Errorf("its images: %s, want %s", got, want)
 	}
 	out, _, status := s.run("submit", "--recipe", recipe("base/debian:12", "base/none:1"), "--wait", "--json")
+	o = publishd.Operation{}
 	decode(t, out, &o)
 	if status != 1 || o.Error == nil || o.Error.Reason != publishd.ChildrenFailed || len(o.Response) != 0 {
 		t.Errorf("with an image that is not there: status %d, %+v", status, o)
 	}
-	if _, errs, status := s.run("submit", "--recipe", recipe("'tools/gcc:15.*'"), "--wait"); status != 1 || !strings.Contains(errs, "match") {
+	if _, errs, status := s.run("submit", "--recipe", recipe("tools/gcc:15.*"), "--wait"); status != 1 || !strings.Contains(errs, "match") {
 		t.Errorf("with a pattern that nothing matches: status %d, %s", status, errs)
 	}
 	bad := filepath.Join(t.TempDir(), "bad.yaml")
 	write(t, bad, "version: 1\nimages: [a]\n")
 	if _, errs, status := s.run("submit", "--recipe", bad); status != 2 {
 		t.Errorf("an unknown key: status %d, %s", status, errs)
+	}
+}
+
+// A recipe that failed is tried again where it failed, and there only.
+func TestRetryingARecipeRetriesWhatFailed(t *testing.T) {
+	t.Parallel()
+	registry := testkit.StartRegistry(t)
+	registry.Push(layout(t), "a/image:1")
+	s := newService(t, "--backoff", "10ms")
+	o := s.done(s.submit(publishd.Request{Kind: publishd.ConvertMany, Source: "version: 1\ninput: [" + registry.Addr + "/a/image:1, " + registry.Addr + "/a/later:1]\n"}).ID())
+	if o.Metadata.State != publishd.Failed {
+		t.Fatalf("%+v", o.Metadata)
+	}
+	before, err := s.Find(t.Context(), registry.Addr+"/a/image:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	registry.Push(layout(t), "a/later:1")
+	s.ok("op", "retry", o.ID())
+	if o = s.done(o.ID()); o.Metadata.State != publishd.Succeeded || len(o.Response) != 2 {
+		t.Errorf("%+v, %+v", o.Metadata, o.Error)
+	}
+	if after := s.get(before.ID()); after.Metadata.Job != before.Metadata.Job {
+		t.Errorf("what had succeeded ran again as job %s", after.Metadata.Job)
 	}
 }
 

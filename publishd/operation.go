@@ -105,7 +105,7 @@ type op struct {
 	Request   Request    `json:"request"`
 	Job       string     `json:"job"`
 	Submitter string     `json:"submitter"`
-	UID       int        `json:"uid"` // of the caller over the local socket; else -1
+	Local     *Rights    `json:"local,omitempty"` // of the caller over the local socket
 	Admin     bool       `json:"admin,omitempty"`
 	Parent    string     `json:"parent,omitempty"`
 	Created   time.Time  `json:"created"`
@@ -116,7 +116,7 @@ type op struct {
 }
 
 // caller is who submitted it.
-func (o *op) caller() Caller { return Caller{Name: o.Submitter, UID: o.UID, Admin: o.Admin} }
+func (o *op) caller() Caller { return Caller{Name: o.Submitter, Local: o.Local, Admin: o.Admin} }
 
 // job is the record of a unit of work.
 type job struct {
@@ -124,7 +124,7 @@ type job struct {
 	Request    Request           `json:"request"`
 	Key        string            `json:"key"` // equal for equal work
 	Submitter  string            `json:"submitter"`
-	UID        int               `json:"uid"`
+	Local      *Rights           `json:"local,omitempty"`
 	Registry   string            `json:"registry,omitempty"`
 	Priority   int               `json:"priority"`
 	State      State             `json:"state"`

@@ -32,7 +32,7 @@ type queue struct {
 	kv     jetstream.KeyValue
 	leases jetstream.KeyValue
 	log    *slog.Logger
-	done   sync.WaitGroup
+	reader sync.WaitGroup // takes changes into memory
 	stop   context.CancelFunc
 
 	mu       sync.Mutex // guards all below
@@ -105,7 +105,7 @@ func (q *queue) open(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("opening the queue: %w", err)
 	}
-	q.done.Go(func() {
+	q.reader.Go(func() {
 		for {
 			select {
 			case <-own.Done():
@@ -126,7 +126,7 @@ func (q *queue) close() {
 	if q.stop != nil {
 		q.stop()
 	}
-	q.done.Wait()
+	q.reader.Wait()
 	if q.conn != nil {
 		q.conn.Close()
 	}
@@ -175,6 +175,11 @@ func (q *queue) applyOp(id string, e jetstream.KeyValueEntry, gone bool) {
 		drop(q.children, old.Parent, id)
 		if gone {
 			delete(q.idem, idemKey(old.Submitter, old.Request.RequestID))
+			for _, name := range q.called(old) {
+				if q.names[name] == id {
+					delete(q.names, name)
+				}
+			}
 		}
 	}
 	delete(q.ops, id)
@@ -192,13 +197,27 @@ func (q *queue) applyOp(id string, e jetstream.KeyValueEntry, gone bool) {
 	if o.Parent != "" {
 		add(q.children, o.Parent, id)
 	}
-	for _, name := range []string{o.Request.As, o.Request.Source, strings.TrimPrefix(o.Request.Source, "docker://")} {
-		if name != "" && q.names[name] <= id {
-			q.names[name] = id
-		}
-	}
+	q.name(o)
 	if o.Request.RequestID != "" {
 		q.idem[idemKey(o.Submitter, o.Request.RequestID)] = id
+	}
+}
+
+// called returns the names by which people look for an operation. The caller holds mu.
+func (q *queue) called(o *op) []string {
+	names := []string{o.Request.As, o.Request.Source, strings.TrimPrefix(o.Request.Source, "docker://")}
+	if j := q.jobs[o.Job]; j != nil {
+		names = append(names, j.As)
+	}
+	return names
+}
+
+// name makes an operation the one that is found by its names, if there is none newer.
+func (q *queue) name(o *op) {
+	for _, name := range q.called(o) {
+		if name != "" && q.names[name] <= o.ID {
+			q.names[name] = o.ID
+		}
 	}
 }
 
@@ -225,9 +244,7 @@ func (q *queue) applyJob(id string, e jetstream.KeyValueEntry, gone bool) {
 		}
 	}
 	for o := range q.waiters[id] {
-		if name := j.As; name != "" && q.names[name] <= o {
-			q.names[name] = o
-		}
+		q.name(q.ops[o])
 	}
 	if q.onJob != nil {
 		q.onJob(j)
@@ -335,6 +352,13 @@ func (q *queue) wanted(job string) (ids []string) {
 		}
 	}
 	return ids
+}
+
+// done reports whether nothing happens to an operation any more. The caller holds mu.
+func (q *queue) done(id string) bool {
+	o := q.ops[id]
+	j := q.jobs[o.Job]
+	return j != nil && j.State.Final() || o.Cancelled != nil && (j == nil || j.State != Cancelling)
 }
 
 func idemKey(submitter, id string) string { return submitter + "\x00" + id }

@@ -140,8 +140,7 @@ func (d *Daemon) before(a, b *job, now time.Time, per map[string]int) bool {
 func (d *Daemon) resolve(ctx context.Context, j *job) {
 	defer d.doneResolving(j.ID)
 	var got publish.Resolved
-	negative := j.Registry + "\x00" + j.Request.Source + "\x00" + j.Request.Platform
-	err := d.negatives.recall(negative, time.Now())
+	err := d.negatives.recall(j.asked(), time.Now())
 	if err == nil {
 		got, err = d.ask(ctx, j)
 	}
@@ -151,7 +150,7 @@ func (d *Daemon) resolve(ctx context.Context, j *job) {
 	if err != nil {
 		p := explain(err)
 		if p.Reason == "IMAGE_NOT_FOUND" {
-			d.negatives.remember(negative, p, time.Now())
+			d.negatives.remember(j.asked(), p, time.Now())
 		}
 		d.settle(ctx, j.ID, p, true)
 		return

@@ -29,7 +29,7 @@ func (d *Daemon) check(r *Request, c Caller) (job, error) {
 	if r.Kind == "" {
 		r.Kind = Convert
 	}
-	j := job{Submitter: c.Name, UID: c.UID, State: Queued, Priority: DefaultPriority}
+	j := job{Submitter: c.Name, Local: c.Local, State: Queued, Priority: DefaultPriority}
 	if r.Priority != nil {
 		j.Priority = *r.Priority
 	}
@@ -115,7 +115,7 @@ func knownKind(source string) bool {
 
 // local refuses paths of callers whose rights are not known.
 func local(c Caller, path string) error {
-	if c.UID < 0 {
+	if c.Local == nil {
 		return problem(PermissionDenied, "sources that are files of this machine are taken over the local socket only")
 	}
 	if !filepath.IsAbs(path) {
@@ -148,8 +148,14 @@ func (d *Daemon) submit(ctx context.Context, r Request, c Caller, parent string)
 	d.submitting.Lock()
 	defer d.submitting.Unlock()
 	q := d.queue
+	q.mu.Lock()
+	whole := q.ops[parent]
+	q.mu.Unlock()
+	if parent != "" && (whole == nil || whole.Cancelled != nil) {
+		return Operation{}, problem(CancelledReason, "the recipe was cancelled")
+	}
 	now := time.Now().UTC()
-	o := &op{ID: newID(now), Request: r, Submitter: c.Name, UID: c.UID, Admin: c.Admin, Parent: parent, Created: now}
+	o := &op{ID: newID(now), Request: r, Submitter: c.Name, Local: c.Local, Admin: c.Admin, Parent: parent, Created: now}
 	if r.RequestID != "" {
 		q.mu.Lock()
 		before := q.ops[q.idem[idemKey(c.Name, r.RequestID)]]
@@ -266,7 +272,7 @@ func (d *Daemon) cancelUnwanted(ctx context.Context, jobID string) error {
 		if len(wanted) > 0 || j.State.Final() || j.State == Cancelling {
 			return false
 		}
-		if j.State == Running {
+		if j.State == Running && j.Worker != recipeWorker {
 			j.State = Cancelling
 			return true
 		}
@@ -285,10 +291,14 @@ func (j *job) end(s State, p *Problem) {
 	}
 }
 
-// Retry runs a failed or cancelled operation again.
+// Retry runs a failed or cancelled operation again; of a recipe those of its images that are not there.
 func (d *Daemon) Retry(ctx context.Context, id string) (Operation, error) {
 	d.submitting.Lock()
 	defer d.submitting.Unlock()
+	return d.retry(ctx, id)
+}
+
+func (d *Daemon) retry(ctx context.Context, id string) (Operation, error) {
 	now, err := d.Get(id)
 	if err != nil {
 		return now, err
@@ -306,14 +316,22 @@ func (d *Daemon) Retry(ctx context.Context, id string) (Operation, error) {
 	}
 	j.Created = time.Now().UTC()
 	j.ID = newID(j.Created)
-	if err := d.queue.put(ctx, "job."+j.ID, &j, 0); err != nil {
-		return now, err
-	}
+	d.negatives.forget(j.asked())
+	// The operation first, as in submit: a job that nobody wants is cancelled.
 	err = d.queue.changeOp(ctx, id, func(o *op) bool {
 		o.Job, o.Cancelled = j.ID, nil
 		o.Retries++
 		return true
 	})
+	if err == nil {
+		err = d.queue.put(ctx, "job."+j.ID, &j, 0)
+	}
+	children, _ := d.List(Filter{Parent: id, States: []State{Failed, Cancelled}}, maxRecipe, "")
+	for _, c := range children {
+		if err == nil {
+			_, err = d.retry(ctx, c.ID())
+		}
+	}
 	d.wake()
 	return d.getAfter(id, err)
 }

@@ -2,6 +2,8 @@ package publishd
 
 import (
 	"errors"
+	"maps"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -15,7 +17,7 @@ func isGone(err error) bool { return errors.Is(err, jetstream.ErrKeyNotFound) }
 const generationsOfRetry = 1 << 20
 
 // view is an operation as clients see it. The caller holds mu.
-func (q *queue) view(id string, now time.Time) Operation {
+func (q *queue) view(id string) Operation {
 	o := q.ops[id]
 	out := Operation{Name: "operations/" + id, Metadata: Metadata{
 		Kind: o.Request.Kind, Source: o.Request.Source, As: o.Request.As, Platform: o.Request.Platform, Job: o.Job, Submitter: o.Submitter, Labels: o.Request.Labels,
@@ -26,7 +28,7 @@ func (q *queue) view(id string, now time.Time) Operation {
 		m.Source = "" // the recipe's text
 		for c := range q.children[id] {
 			m.Children++
-			if q.view(c, now).Done {
+			if q.done(c) {
 				m.ChildrenDone++
 			}
 		}
@@ -45,7 +47,7 @@ func (q *queue) view(id string, now time.Time) Operation {
 			m.State, m.Problem = Cancelled, problem(CancelledReason, "cancelled")
 		}
 	}
-	out.Done = m.State.Final()
+	out.Done = q.done(id)
 	switch m.State {
 	case Succeeded:
 		out.Response, m.Problem = j.Results, nil
@@ -119,7 +121,7 @@ func (d *Daemon) Get(id string) (Operation, error) {
 		d.queue.mu.Unlock()
 		return Operation{}, problem(NotFound, "no operation %q", id)
 	}
-	o := d.queue.view(id, time.Now())
+	o := d.queue.view(id)
 	d.queue.mu.Unlock()
 	d.complete(&o)
 	return o, nil
@@ -132,7 +134,7 @@ func (d *Daemon) Find(ref string) (Operation, error) {
 	if id == "" {
 		canonical := Request{Kind: Convert, Source: ref}
 		d.queue.mu.Unlock()
-		if j, err := d.check(&canonical, Caller{UID: -1}); err == nil {
+		if j, err := d.check(&canonical, Caller{}); err == nil {
 			d.queue.mu.Lock()
 			if id = d.queue.names[canonical.Source]; id == "" {
 				id = d.queue.names[j.As]
@@ -176,17 +178,18 @@ func (f Filter) takes(o Operation) bool {
 
 // List returns at most size operations, oldest first, from the one after the token on, and the token of the next page.
 func (d *Daemon) List(f Filter, size int, token string) (out []Operation, next string) {
-	now := time.Now()
 	d.queue.mu.Lock()
-	ids := make([]string, 0, len(d.queue.ops))
-	for id := range d.queue.ops {
-		if id > token {
-			ids = append(ids, id)
-		}
+	ids := slices.Collect(maps.Keys(d.queue.ops))
+	if f.Parent != "" {
+		ids = slices.Collect(maps.Keys(d.queue.children[f.Parent]))
 	}
-	sort.Strings(ids)
-	for _, id := range ids {
-		if o := d.queue.view(id, now); f.takes(o) {
+	slices.Sort(ids)
+	begin, found := slices.BinarySearch(ids, token)
+	if found {
+		begin++
+	}
+	for _, id := range ids[begin:] {
+		if o := d.queue.view(id); f.takes(o) {
 			if len(out) == size {
 				next = out[size-1].ID()
 				break

@@ -30,8 +30,8 @@ type spec struct {
 	Request  Request       `json:"request"`
 	Repo     string        `json:"repo"`
 	Keys     string        `json:"keys"`
-	Spool    string        `json:"spool"` // a directory that is removed afterwards
-	UID      int           `json:"uid"`   // with whose rights local sources are read; -1: nobody's
+	Spool    string        `json:"spool"`           // a directory that is removed afterwards
+	Local    *Rights       `json:"local,omitempty"` // with which local sources are read
 	Rate     int64         `json:"rate,omitempty"`
 	Requests int           `json:"requests,omitempty"`
 	Memory   int64         `json:"memory,omitempty"`
@@ -190,7 +190,7 @@ func (d *Daemon) child(ctx context.Context, r *run) ([]json.RawMessage, *Problem
 	if late := j.deadline(); !late.IsZero() {
 		defer time.AfterFunc(time.Until(late), func() { cancel(problem(DeadlineExceeded, "deadline of %s is over", j.Request.Deadline)) }).Stop()
 	}
-	in, err := json.Marshal(spec{Request: j.pinned(), Repo: d.cfg.Repo, Keys: d.cfg.Keys, Spool: spool, UID: j.UID, Rate: share(d.cfg.Rate, d.cfg.Jobs), Requests: int(share(int64(d.cfg.Requests), d.cfg.Jobs)), Memory: d.cfg.Memory, Reserve: d.cfg.Reserve, Timeout: d.cfg.Timeout})
+	in, err := json.Marshal(spec{Request: j.pinned(), Repo: d.cfg.Repo, Keys: d.cfg.Keys, Spool: spool, Local: j.Local, Rate: share(d.cfg.Rate, d.cfg.Jobs), Requests: int(share(int64(d.cfg.Requests), d.cfg.Jobs)), Memory: d.cfg.Memory, Reserve: d.cfg.Reserve, Timeout: d.cfg.Timeout})
 	if err != nil {
 		return nil, explain(err)
 	}

@@ -1,7 +1,6 @@
 package publishd_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -84,17 +83,17 @@ func (s *service) stop() {
 
 func (s *service) run(args ...string) (stdout, stderr string, status int) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
 	cmd := testkit.Command(s.t, s.home, args...)
 	var out, errs strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
-	defer stop()
-	err := cmd.Run()
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	late := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() })
+	err := cmd.Wait()
 	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) || ctx.Err() != nil {
-		s.t.Fatalf("skimfs %q: %v %v", args, err, ctx.Err())
+	if !late.Stop() || err != nil && !errors.As(err, &exit) {
+		s.t.Fatalf("skimfs %q: %v", args, err)
 	}
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }

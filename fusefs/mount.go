@@ -25,6 +25,8 @@ type Options struct {
 	Readers int
 	// FollowClient keeps the readers on the CPU of the thread whose requests they read.
 	FollowClient bool
+	// Directory, if there is one, is the target, opened: it is mounted on whatever the target's path leads to by now.
+	Directory *os.File
 	// Device, if there is one, is mounted already, by whoever opened it, and its kernel waits for the first answer. Source and AllowOther are
 	// his. It need not be mounted read-only: what would write is refused here.
 	Device *os.File
@@ -54,9 +56,12 @@ func Mount(core *Core, target string, o Options) (*Mounted, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mounting: %w", err)
 	}
-	if o.Device == nil {
+	switch {
+	case o.Directory != nil:
+		target, at = at, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), o.Directory.Fd())
+	case o.Device == nil:
 		target = at
-	} else {
+	default:
 		// Without close-on-exec, so that the helper has it; not 3, which is the helper's socket.
 		fd, err := unix.FcntlInt(o.Device.Fd(), unix.F_DUPFD, leastInherited)
 		if err != nil {

@@ -18,7 +18,7 @@ func (d *Daemon) listen() (l net.Listener, given bool, err error) {
 	}
 	switch len(files) {
 	case 0:
-		l, err = listenUnix(d.place.socket())
+		l, err = listenUnix(d.place.socket(), d.cfg.Group)
 		return l, false, err
 	case 1:
 	default:

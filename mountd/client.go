@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -66,8 +67,12 @@ func ConnectAll(ctx context.Context, h Home) ([]*Client, error) {
 	if _, err := os.Stat(h.Run); errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	if err := checkOwned("socket", h.Run, 0o077); err != nil {
+	if err := h.checkRun(); err != nil {
 		return nil, err
+	}
+	if h.Shared { // the records are root's
+		c, err := Connect(ctx, h, "", StartDead, StartConfig{})
+		return []*Client{c}, err
 	}
 	records, err := filepath.Glob(filepath.Join(escapeGlob(h.Run), "mountd-*.json"))
 	if err != nil {
@@ -129,23 +134,26 @@ func dialUnix(ctx context.Context, path string) (conn net.Conn, err error) {
 }
 
 // answers reports whether a daemon accepts connections.
-func (c *Client) answers(ctx context.Context) bool {
+func (c *Client) answers(ctx context.Context) (bool, error) {
 	conn, err := dialUnix(ctx, c.place.socket())
-	if err != nil {
-		return false
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return false, problem(Permission, "the daemon of cache %q is for root and the members of its socket_group: %w", c.place.cache, err)
+	case err != nil:
+		return false, nil
 	}
 	conn.Close()
-	return true
+	return true, nil
 }
 
 // ready makes sure that a daemon answers.
 func (c *Client) ready(ctx context.Context) error {
 	if _, err := os.Lstat(c.place.run); err == nil {
-		if err := checkOwned("socket", c.place.run, 0o077); err != nil {
+		if err := c.home.checkRun(); err != nil {
 			return err
 		}
-		if c.answers(ctx) {
-			return nil
+		if ok, err := c.answers(ctx); ok || err != nil {
+			return err
 		}
 	}
 	none := problem(NoDaemon, "no skimfs daemon answers for cache %q", c.place.cache)

@@ -23,6 +23,7 @@ type Config struct {
 	Load          func() (*Settings, error) // reads the configuration, at the start and at a reload; nil: there is none
 	Reload        <-chan os.Signal          // asks for a reload
 	MetricsListen string                    // host:port where /metrics is answered over TCP; "": only on the control socket
+	Group         uint32                    // members may use the daemon, within limits; 0: nobody but its own user and root
 	Log           *slog.Logger              // silent
 }
 

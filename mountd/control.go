@@ -11,10 +11,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/skimfs/skimfs/cachedb"
 )
@@ -55,7 +52,7 @@ var httpStatus = map[Kind]int{
 }
 
 type (
-	peerKey struct{} // of the caller's user
+	peerKey struct{} // of the caller
 	connKey struct{} // of the connection
 )
 
@@ -75,37 +72,17 @@ func (d *Daemon) server() *http.Server {
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			ctx = context.WithValue(ctx, connKey{}, c)
-			uid, err := peerUID(c)
+			p, err := peerOf(c, d.cfg.Group != 0)
 			if err != nil {
 				d.log.Error("reading a caller's credentials", "err", err)
-				uid = -1
+				p.uid = -1
 			}
-			return context.WithValue(ctx, peerKey{}, uid)
+			return context.WithValue(ctx, peerKey{}, p)
 		},
 	}
 }
 
-// peerUID returns the user at the other end of a unix socket.
-func peerUID(c net.Conn) (int, error) {
-	u, ok := c.(syscall.Conn)
-	if !ok {
-		return -1, fmt.Errorf("connection of type %T", c)
-	}
-	raw, err := u.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	var cred *unix.Ucred
-	if ctlErr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); ctlErr != nil {
-		return -1, ctlErr
-	}
-	if err != nil {
-		return -1, err
-	}
-	return int(cred.Uid), nil
-}
-
-// handler wraps h: it lets in the daemon's own user and root, keeps the daemon alive meanwhile, turns errors into answers and a panic
+// handler wraps h: it lets in the daemon's own user, root and members, keeps the daemon alive meanwhile, turns errors into answers and a panic
 // into an error. h's value, unless it is nil, becomes the answer's JSON.
 func (d *Daemon) handler(pattern string, h func(http.ResponseWriter, *http.Request) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -117,8 +94,12 @@ func (d *Daemon) handler(pattern string, h func(http.ResponseWriter, *http.Reque
 					err = problem(Internal, "panic while answering %s: %v", pattern, p)
 				}
 			}()
-			if uid, ok := r.Context().Value(peerKey{}).(int); !ok || uid != 0 && uid != os.Geteuid() {
-				return nil, problem(Permission, "user %d may not use the daemon of user %d", uid, os.Geteuid())
+			member, err := d.admit(r.Context(), pattern)
+			if err != nil {
+				return nil, err
+			}
+			if member {
+				r = r.WithContext(asMember(r.Context()))
 			}
 			release, ok := d.active.hold()
 			if !ok {

@@ -113,7 +113,7 @@ func (d *Daemon) open(ctx context.Context) error {
 		d.config.Store(s)
 		d.started = s
 	}
-	if err := checkRun(d.place.run); err != nil {
+	if err := checkRun(d.place.run, d.cfg.Group); err != nil {
 		return err
 	}
 	if err := fusefs.PrepareHelper(d.place.helper()); err != nil {
@@ -226,8 +226,19 @@ func (d *Daemon) writeRecord() error {
 	return nil
 }
 
+// giveSocket lets the daemon's user and a group use a socket.
+func giveSocket(path string, group uint32) error {
+	if group == 0 {
+		return os.Chmod(path, 0o600)
+	}
+	if err := os.Lchown(path, -1, int(group)); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o660)
+}
+
 // listenUnix listens at path, which whoever holds the cache may take over.
-func listenUnix(path string) (net.Listener, error) {
+func listenUnix(path string, group uint32) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
@@ -240,7 +251,7 @@ func listenUnix(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("control socket %q: %w", path, err)
 	}
 	l.SetUnlinkOnClose(false)
-	if err := os.Chmod(path, 0o600); err != nil {
+	if err := giveSocket(path, group); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("control socket: %w", err)
 	}

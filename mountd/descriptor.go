@@ -23,10 +23,13 @@ func TargetDevice(target string) (*os.File, error) {
 }
 
 // checkDevice checks a request for a device that is mounted already, and gives it a target: a name that no other has.
-func (d *Daemon) checkDevice(req *MountRequest, device *os.File) error {
+func (d *Daemon) checkDevice(ctx context.Context, req *MountRequest, device *os.File) error {
+	_, member := memberOf(ctx)
 	switch {
 	case !req.Device:
 		return nil
+	case member:
+		return problem(Permission, "what other programs have mounted is served by a daemon of their user")
 	case device == nil:
 		return problem(Usage, "no descriptor came along with the request")
 	case req.Remount || req.Lease != "":

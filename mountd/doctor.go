@@ -159,8 +159,11 @@ func (d *doctor) apptainer() {
 func (d *doctor) directories() {
 	for what, dir := range map[string]string{"socket": d.Home.Run, "state": d.Home.State, "cache": d.Cache} {
 		others := uint32(0o077)
-		if what == "cache" {
+		switch what {
+		case "cache":
 			others = 0o022
+		case "socket":
+			others = 0o066
 		}
 		_, err := os.Lstat(dir)
 		if errors.Is(err, fs.ErrNotExist) {

@@ -184,6 +184,8 @@ func (d *Daemon) refresh(ctx context.Context, target string) (*MountStatus, erro
 	switch {
 	case m == nil || m.fuse == nil:
 		return nil, problem(NotMounted, "nothing of this daemon is mounted at %q", target)
+	case m.mayChange(ctx) != nil:
+		return nil, m.mayChange(ctx)
 	case !m.follows():
 		s := m.status()
 		return &s, nil

@@ -27,7 +27,7 @@ func testDaemon() *Daemon {
 func ask(t *testing.T, h http.Handler, uid int) (int, errorReply) {
 	t.Helper()
 	r := httptest.NewRequest("GET", "/", nil)
-	r = r.WithContext(context.WithValue(r.Context(), peerKey{}, uid))
+	r = r.WithContext(context.WithValue(r.Context(), peerKey{}, peer{uid: uid}))
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
 	var e errorReply
@@ -162,7 +162,7 @@ func TestCovers(t *testing.T) {
 func TestTheSocketDirectoryIsOneUsersAlone(t *testing.T) {
 	base := t.TempDir()
 	good := filepath.Join(base, "good")
-	if err := checkRun(good); err != nil {
+	if err := checkRun(good, 0); err != nil {
 		t.Errorf("a new one: %v", err)
 	}
 	if st, err := os.Stat(good); err != nil || st.Mode().Perm() != 0o700 {
@@ -182,7 +182,7 @@ func TestTheSocketDirectoryIsOneUsersAlone(t *testing.T) {
 		bad["another user's"] = foreign
 	}
 	for name, dir := range bad {
-		if err := checkRun(dir); !errors.Is(err, fs.ErrPermission) {
+		if err := checkRun(dir, 0); !errors.Is(err, fs.ErrPermission) {
 			t.Errorf("%s: %v, want a permission error", name, err)
 		}
 	}
@@ -223,7 +223,7 @@ func TestALongSocketPathWorks(t *testing.T) {
 	}
 	path := filepath.Join(dir, "mountd-0123456789ab.sock")
 	for range 2 { // the second takes over what the first left
-		l, err := listenUnix(path)
+		l, err := listenUnix(path, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -101,6 +101,9 @@ func (d *Daemon) release(ctx context.Context, over func(name string, until time.
 	d.mu.Lock()
 	var targets []string
 	for target, m := range d.mounts {
+		if m.mayChange(ctx) != nil {
+			continue
+		}
 		for name, until := range m.held.Load().leases {
 			if over(name, until) {
 				targets = append(targets, target)

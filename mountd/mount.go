@@ -27,6 +27,7 @@ type mountRecord struct {
 	Given      Options              `json:"given"` // of these, what was asked for
 	Leases     map[string]time.Time `json:"leases,omitempty"`
 	Leased     bool                 `json:"leased,omitempty"` // nobody needs it but the leases
+	Member     int                  `json:"member,omitempty"` // the user who mounted it as a member of the daemon's group
 	Repository string               `json:"repository"`
 	Revision   uint64               `json:"revision"`
 	Root       index.CatalogRef     `json:"root"`          // of the repository's name tree
@@ -123,7 +124,7 @@ func (d *Daemon) mount(ctx context.Context, req MountRequest, device *os.File) (
 }
 
 func (d *Daemon) mountLocked(ctx context.Context, req MountRequest, device *os.File) (*MountReply, error) {
-	if err := d.checkDevice(&req, device); err != nil {
+	if err := d.checkDevice(ctx, &req, device); err != nil {
 		return nil, err
 	}
 	if req.Remount {
@@ -134,6 +135,9 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest, device *os.F
 		return nil, err
 	}
 	given := req.Options
+	if err := checkMember(ctx, src, given); err != nil {
+		return nil, err
+	}
 	if req.Options, err = d.effective(src, given); err != nil {
 		return nil, err
 	}
@@ -151,6 +155,11 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest, device *os.F
 	d.mu.Lock()
 	old := d.mounts[req.Target]
 	d.mu.Unlock()
+	if old != nil {
+		if err := old.mayChange(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if old != nil && old.fuse != nil {
 		if old.record.Source != src.String() || !old.live.Load().given.same(given) {
 			what := old.record.Source
@@ -182,6 +191,7 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest, device *os.F
 		return nil, err
 	}
 	first := holders{}.with(req)
+	record.Member, _ = memberOf(ctx)
 	record.Given, record.Leases, record.Leased = given, first.leases, !first.stay
 	m, err := d.attach(ctx, g, record, device, false)
 	if err != nil {
@@ -323,6 +333,14 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, device *o
 	if err != nil {
 		return nil, err
 	}
+	at, err := r.opened()
+	if err != nil {
+		core.Close()
+		return nil, err
+	}
+	if at != nil {
+		defer at.Close()
+	}
 	// Recorded first: should this process be killed now, its successor finds what is mounted.
 	if err := d.save(m); err != nil {
 		core.Close()
@@ -332,7 +350,7 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, device *o
 		m.core = core
 		m.fuse, err = fusefs.Mount(core, r.Target, fusefs.Options{
 			Source: r.Source, AllowOther: r.Options.AllowOther || os.Geteuid() == 0, FollowClient: r.Options.FollowClient,
-			Device: device,
+			Device: device, Directory: at,
 		})
 	} else {
 		err = problem(Stopping, "the daemon is about to end")
@@ -361,6 +379,14 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, device *o
 		})
 	}
 	return m, nil
+}
+
+// opened is the target of a member's mount, opened; nil for others.
+func (r *mountRecord) opened() (*os.File, error) {
+	if r.Member == 0 {
+		return nil, nil
+	}
+	return memberTarget(r.Target, r.Member)
 }
 
 // prepare loads the nested catalogs of an image in the background.
@@ -587,6 +613,14 @@ func (d *Daemon) unmount(ctx context.Context, target string, lazy bool) error {
 		return err
 	}
 	defer unlock()
+	d.mu.Lock()
+	m := d.mounts[target]
+	d.mu.Unlock()
+	if m != nil {
+		if err := m.mayChange(ctx); err != nil {
+			return err
+		}
+	}
 	return d.unmountLocked(target, lazy)
 }
 
@@ -605,7 +639,13 @@ func (d *Daemon) unmountLocked(target string, lazy bool) error {
 	if m.handed {
 		return problem(Usage, "%s was mounted by another program and ends when that one unmounts it", target)
 	}
-	if err := fusefs.Unmount(target, lazy); err != nil {
+	path, done, err := m.unmountPath()
+	if err != nil {
+		return err
+	}
+	err = fusefs.Unmount(path, lazy)
+	done()
+	if err != nil {
 		if errors.Is(err, syscall.EBUSY) || strings.Contains(err.Error(), "busy") { // fusermount3 only has words
 			return problem(Busy, "target %q is busy: processes use the mount of %s there: %w", target, m.record.Source, err)
 		}

@@ -23,6 +23,7 @@ type Home struct {
 	Run      string   // sockets, and what is known of running daemons; 0700
 	State    string   // logs
 	OnDemand bool     // a command that needs a daemon may start it
+	Shared   bool     // the daemon is root's: this user speaks to it as a member of its group
 }
 
 // systemConfig is the site's. Users' daemons read it, too: where proxies and servers are holds for all.
@@ -31,10 +32,15 @@ var systemConfig = []string{"/etc/skimfs/skimfs.conf", "/etc/skimfs/conf.d"}
 // jobVariables name the batch job that a process belongs to: Slurm, PBS, LSF, Flux, Cobalt, Grid Engine.
 var jobVariables = []string{"SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "COBALT_JOBID", "JOB_ID"}
 
-// FindHome returns the home for a user id and environment. With SKIMFS_HOME all is below that directory. The system's is root's.
+// FindHome returns the home for a user id and environment. With SKIMFS_HOME all is below that directory, or, if that is "system", the
+// system's daemon is meant. The system's is root's.
 // A user has one for each batch job, in $TMPDIR or else /var/tmp, which should be local to the node.
 func FindHome(uid int, getenv func(string) string) (Home, error) {
-	if dir := getenv("SKIMFS_HOME"); dir != "" {
+	if dir := getenv("SKIMFS_HOME"); dir == "system" {
+		h := systemHome()
+		h.Shared = uid != 0
+		return h, nil
+	} else if dir != "" {
 		if !filepath.IsAbs(dir) {
 			return Home{}, fmt.Errorf("SKIMFS_HOME is %q, want an absolute path", dir)
 		}
@@ -46,7 +52,7 @@ func FindHome(uid int, getenv func(string) string) (Home, error) {
 		}, nil
 	}
 	if uid == 0 {
-		return Home{Config: systemConfig, Keys: []string{"/etc/skimfs/keys"}, Cache: "/var/cache/skimfs", Run: "/run/skimfs", State: "/var/lib/skimfs"}, nil
+		return systemHome(), nil
 	}
 	tmp := getenv("TMPDIR")
 	if !filepath.IsAbs(tmp) {
@@ -67,6 +73,19 @@ func FindHome(uid int, getenv func(string) string) (Home, error) {
 	}
 	h.Keys = append(h.Keys, "/etc/skimfs/keys")
 	return h, nil
+}
+
+// systemHome is root's.
+func systemHome() Home {
+	return Home{Config: slices.Clone(systemConfig), Keys: []string{"/etc/skimfs/keys"}, Cache: "/var/cache/skimfs", Run: "/run/skimfs", State: "/var/lib/skimfs"}
+}
+
+// checkRun checks before anything is said that the directory of sockets belongs to who should answer there.
+func (h Home) checkRun() error {
+	if h.Shared {
+		return checkOwnedBy("socket", h.Run, 0, 0o022)
+	}
+	return checkOwned("socket", h.Run, 0o066) // a group's members may pass, and see nothing
 }
 
 // batchJob returns the batch job's identifier in a form that a file name can have, or "".
@@ -141,18 +160,33 @@ func realPath(path string) string {
 }
 
 // checkRun makes the directory of sockets, or checks that it belongs to this user alone: whoever may write there could play the daemon.
-func checkRun(dir string) error {
+//
+// With a group, its members may pass.
+func checkRun(dir string, group uint32) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("socket directory: %w", err)
 	}
 	if err := checkParent("socket", realPath(dir)); err != nil {
 		return err
 	}
-	return checkOwned("socket", dir, 0o077)
+	if group == 0 {
+		return checkOwned("socket", dir, 0o077)
+	}
+	if err := checkOwned("socket", dir, 0o066); err != nil {
+		return err
+	}
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return fmt.Errorf("socket directory: %w", err)
+	}
+	return nil
 }
 
 // checkOwned checks that dir, used for what, is a directory of this user with none of the permissions in others.
 func checkOwned(what, dir string, others uint32) error {
+	return checkOwnedBy(what, dir, os.Geteuid(), others)
+}
+
+func checkOwnedBy(what, dir string, owner int, others uint32) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(dir, &st); err != nil {
 		return fmt.Errorf("%s directory %q: %w", what, dir, err)
@@ -160,8 +194,8 @@ func checkOwned(what, dir string, others uint32) error {
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return fmt.Errorf("%s directory %q is not a directory: %w", what, dir, fs.ErrPermission)
-	case int(st.Uid) != os.Geteuid():
-		return fmt.Errorf("%s directory %q belongs to user %d, not to %d: %w", what, dir, st.Uid, os.Geteuid(), fs.ErrPermission)
+	case int(st.Uid) != owner:
+		return fmt.Errorf("%s directory %q belongs to user %d, not to %d: %w", what, dir, st.Uid, owner, fs.ErrPermission)
 	case st.Mode&others != 0:
 		return fmt.Errorf("%s directory %q has mode %#o, want %#o: %w", what, dir, st.Mode&0o7777, st.Mode&0o777&^others, fs.ErrPermission)
 	}

@@ -29,6 +29,9 @@ func (d *Daemon) reconfigure(ctx context.Context, req MountRequest) error {
 	if err != nil {
 		return err
 	}
+	if err := checkMember(ctx, src, req.Options); err != nil {
+		return err
+	}
 	unlock, err := d.targets.lock(ctx, req.Target)
 	if err != nil {
 		return err
@@ -40,6 +43,8 @@ func (d *Daemon) reconfigure(ctx context.Context, req MountRequest) error {
 	switch {
 	case m == nil || m.fuse == nil:
 		return problem(NotMounted, "nothing of this daemon is mounted at %q", req.Target)
+	case m.mayChange(ctx) != nil:
+		return m.mayChange(ctx)
 	case m.record.Source != src.String():
 		return problem(Busy, "target %q is busy: %s is mounted there", req.Target, m.record.Source)
 	}

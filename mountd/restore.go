@@ -70,7 +70,12 @@ func (d *Daemon) clean(r mountRecord) error {
 		return nil
 	}
 	d.log.Info("removing a dead mount", "target", r.Target, "dev", e.dev)
-	return fusefs.Unmount(r.Target, true)
+	path, done, err := (&mount{record: r}).unmountPath()
+	if err != nil {
+		return err
+	}
+	defer done()
+	return fusefs.Unmount(path, true)
 }
 
 // again mounts what r tells of.
@@ -145,7 +150,12 @@ func (d *Daemon) takeDown() {
 		listed := d.mounts[m.record.Target] == m
 		d.mu.Unlock()
 		if listed && m.fuse != nil && !m.handed {
-			if err := fusefs.Unmount(m.record.Target, true); err != nil {
+			path, done, err := m.unmountPath()
+			if err == nil {
+				err = fusefs.Unmount(path, true)
+				done()
+			}
+			if err != nil {
 				d.log.Error("unmounting at the end", "target", m.record.Target, "err", err)
 			}
 		}

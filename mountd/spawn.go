@@ -32,7 +32,7 @@ type startReport struct {
 // startDaemon runs this program anew as a daemon of its own session, and returns when it is ready. Of several that want to start
 // one, one does.
 func (p place) startDaemon(ctx context.Context, s StartConfig) error {
-	if err := checkRun(p.run); err != nil {
+	if err := checkRun(p.run, 0); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(p.state, 0o700); err != nil {

@@ -54,7 +54,7 @@ start it by themselves; root's runs as skimfs-mountd.service. What was mounted w
 		cfg := mountd.Config{
 			Home: h, Cache: cache, Idle: idle, Version: version(), Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 			Load: func() (*mountd.Settings, error) { return daemonSettings(h, level) }, Reload: hangup,
-			MetricsListen: files.options("").metricsListen,
+			MetricsListen: files.options("").metricsListen, Group: files.options("").group,
 		}
 		if quota != "" {
 			if cfg.Quota, err = parseSize(quota); err != nil {

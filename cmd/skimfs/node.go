@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"os"
 
@@ -25,7 +26,18 @@ func mountFormError(err error, a about) error {
 	return &statusError{status: mountStatus(err), hint: nodeHint(err, a), err: err}
 }
 
-func home() (mountd.Home, error) { return mountd.FindHome(os.Geteuid(), os.Getenv) }
+func home() (mountd.Home, error) {
+	h, err := mountd.FindHome(os.Geteuid(), os.Getenv)
+	if err != nil || !h.Shared {
+		return h, err
+	}
+	c, err := homeConfig(h) // where root's daemon is met hangs on its cache
+	if err != nil {
+		return h, configError(err)
+	}
+	h.Cache = cmp.Or(c.options("").cache, h.Cache)
+	return h, nil
+}
 
 // connect returns a client of the daemon that o means; it is started if none answers and the home allows it.
 func connect(ctx context.Context, o mountOptions) (*mountd.Client, error) {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -27,6 +28,7 @@ type mountOptions struct {
 	remount       bool
 	logLevel      slog.Level
 	metricsListen string
+	group         uint32
 	keys          []string
 }
 
@@ -171,6 +173,10 @@ var options = []option{
 		}
 		o.metricsListen = v
 		return nil
+	}},
+	{"socket_group", "GROUP", "none", "file only: name or number of the group whose members may mount with root's daemon; from its start on", false, func(o *mountOptions, v string) (err error) {
+		o.group, err = parseGroup(v)
+		return err
 	}},
 	{"log_level", "LEVEL", "info", "file only: debug, info, warn or error", false, func(o *mountOptions, v string) (err error) {
 		o.logLevel, err = parseLevel(v)
@@ -381,6 +387,18 @@ func parseID(v string) (*uint32, error) {
 	}
 	id := uint32(n)
 	return &id, nil
+}
+
+// parseGroup reads a group's name, or its number for one that no file lists.
+func parseGroup(v string) (uint32, error) {
+	if g, err := user.LookupGroup(v); err == nil {
+		v = g.Gid
+	}
+	id, err := parseID(v)
+	if err != nil || *id == 0 {
+		return 0, fmt.Errorf("%q is no group; give the number of one that isn't in /etc/group", v)
+	}
+	return *id, nil
 }
 
 // parseTime reads a time such as 30s or 2m; a bare number counts seconds.

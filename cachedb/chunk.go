@@ -21,8 +21,8 @@ const (
 
 // chunks are the larger objects, a file each. Files that are read stay open for a while, their checksums in memory.
 //
-// Lock order: a stripe, then mu. A stripe orders creation, opening and removal of the files whose digests share it, so
-// that no removed file stays open and no new one is removed.
+// Lock order: a stripe, then mu. A stripe orders naming, opening and removal of the files whose digests share it, so
+// that no removed file stays open and no new one is removed. Content is written before it is taken.
 type chunks struct {
 	dir, tmp string
 	stripe   [stripes]sync.Mutex
@@ -60,32 +60,34 @@ func chunkDiskBytes(size int64) int64 {
 	return (size+trailerLen(size)+fsBlock-1)&^(fsBlock-1) + dirEntryCost
 }
 
-// write creates the file of k. The stripe of k is held.
-func (c *chunks) write(k key, class Class, clock uint32, plain []byte) (err error) {
+// write writes the file of k under a name of its own, which it returns.
+func (c *chunks) write(k key, class Class, clock uint32, plain []byte) (tmp string, err error) {
 	f, err := os.CreateTemp(c.tmp, "chunk-") // mode 0600
 	if err != nil {
-		return fmt.Errorf("creating chunk file: %w", err)
+		return "", fmt.Errorf("creating chunk file: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
 	_, err = f.Write(plain)
 	if err == nil {
 		_, err = f.Write(chunkTrailer(k, class, clock, plain))
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("writing chunk file: %w", err)
+		os.Remove(f.Name())
+		return "", fmt.Errorf("writing chunk file: %w", err)
 	}
+	return f.Name(), nil
+}
+
+// name gives the file that write wrote its place. The stripe of k is held.
+func (c *chunks) name(k key, tmp string) error {
 	path := c.path(k)
-	if err = os.Rename(f.Name(), path); errors.Is(err, fs.ErrNotExist) {
+	err := os.Rename(tmp, path)
+	if errors.Is(err, fs.ErrNotExist) {
 		if err = os.Mkdir(filepath.Dir(path), 0o700); err == nil || errors.Is(err, fs.ErrExist) {
-			err = os.Rename(f.Name(), path)
+			err = os.Rename(tmp, path)
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("writing chunk file: %w", err)
+		return fmt.Errorf("naming chunk file: %w", err)
 	}
 	return nil
 }

@@ -2,8 +2,10 @@ package cachedb
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -233,16 +235,7 @@ func (db *DB) write(k key, l loc, plain []byte) (kept bool, err error) {
 	l.used = db.table.clock.Add(1)
 	l.stamp = l.used
 	if l.pack == 0 {
-		defer db.chunks.lock(k).Unlock()
-		if _, ok := db.table.get(k, true); ok {
-			return false, nil
-		}
-		if err := db.chunks.write(k, l.class, l.used, plain); err != nil {
-			return false, err
-		}
-		db.table.add(k, l)
-		db.record(k)
-		return true, nil
+		return db.writeChunk(k, l, plain)
 	}
 	buf := scratch(0)
 	defer buf.free()
@@ -259,5 +252,22 @@ func (db *DB) write(k key, l loc, plain []byte) (kept bool, err error) {
 		db.record(k)
 	}
 	p.writers.Add(-1)
+	return true, nil
+}
+
+func (db *DB) writeChunk(k key, l loc, plain []byte) (kept bool, err error) {
+	tmp, err := db.chunks.write(k, l.class, l.used, plain)
+	if err != nil {
+		return false, err
+	}
+	defer db.chunks.lock(k).Unlock()
+	if _, there := db.table.get(k, true); there {
+		return false, os.Remove(tmp)
+	}
+	if err := db.chunks.name(k, tmp); err != nil {
+		return false, errors.Join(err, os.Remove(tmp))
+	}
+	db.table.add(k, l)
+	db.record(k)
 	return true, nil
 }

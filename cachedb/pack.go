@@ -29,9 +29,12 @@ type pack struct {
 }
 
 // packs are the packs of a cache; the active one takes appends.
+//
+// Lock order: beginning, then mu.
 type packs struct {
-	dir  string
-	full atomic.Int64 // size at which a pack is sealed
+	dir       string
+	full      atomic.Int64 // size at which a pack is sealed
+	beginning sync.Mutex   // held by who makes a new pack; the others wait for it
 
 	mu     sync.RWMutex // guards what follows
 	byID   map[uint32]*pack
@@ -94,18 +97,12 @@ func (ps *packs) all() []*pack {
 
 // append writes record to the active pack. The caller says p.writers.Add(-1) once the object is in the table.
 func (ps *packs) append(record []byte) (p *pack, off uint32, err error) {
-	n := int64(len(record))
-	ps.mu.Lock()
-	if ps.active == nil || ps.active.size.Load()+n > ps.full.Load() {
-		if err := ps.begin(); err != nil {
-			ps.mu.Unlock()
+	p, at := ps.reserve(int64(len(record)))
+	for ; p == nil; p, at = ps.reserve(int64(len(record))) {
+		if err := ps.begin(int64(len(record))); err != nil {
 			return nil, 0, err
 		}
 	}
-	p = ps.active
-	p.writers.Add(1)
-	at := p.size.Add(n) - n
-	ps.mu.Unlock()
 	if _, err := p.f.WriteAt(record, at); err != nil {
 		p.writers.Add(-1)
 		return p, 0, fmt.Errorf("appending to pack: %w", err)
@@ -113,14 +110,39 @@ func (ps *packs) append(record []byte) (p *pack, off uint32, err error) {
 	return p, uint32(at), nil
 }
 
-// begin makes a new pack the active one. ps.mu is held.
-func (ps *packs) begin() error {
-	p := &pack{id: ps.next}
-	f, err := os.OpenFile(ps.path(p.id), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+// reserve finds a place for n bytes in the active pack, if it has one.
+func (ps *packs) reserve(n int64) (p *pack, at int64) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if !ps.takes(n) {
+		return nil, 0
+	}
+	ps.active.writers.Add(1)
+	return ps.active, ps.active.size.Add(n) - n
+}
+
+// takes reports whether the active pack has a place for n bytes. ps.mu is held.
+func (ps *packs) takes(n int64) bool {
+	return ps.active != nil && ps.active.size.Load()+n <= ps.full.Load()
+}
+
+// begin makes a new pack the active one, unless another did meanwhile.
+func (ps *packs) begin(n int64) error {
+	ps.beginning.Lock()
+	defer ps.beginning.Unlock()
+	ps.mu.Lock()
+	begun, id := ps.takes(n), ps.next
+	ps.mu.Unlock()
+	if begun {
+		return nil
+	}
+	f, err := os.OpenFile(ps.path(id), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("creating pack: %w", err)
 	}
-	p.f = f
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p := &pack{id: id, f: f}
 	ps.next++
 	ps.byID[p.id], ps.active = p, p
 	return nil

@@ -226,8 +226,11 @@ type cutoff struct {
 
 const noAge = 1 << 32 // none is that old
 
+// ageOf is 0 for what was used after the cutoff was made: it is not the oldest.
+func (c *cutoff) ageOf(l loc) uint32 { return uint32(max(0, int32(c.now-l.used))) }
+
 func (c *cutoff) cold(l loc) bool {
-	age, tier := uint64(c.now-l.used), c.tier(l)
+	age, tier := uint64(c.ageOf(l)), c.tier(l)
 	switch {
 	case c.all:
 		return tier != tierPinned || !c.spares(tier)
@@ -241,7 +244,7 @@ func (c *cutoff) tier(l loc) int {
 	switch {
 	case l.pinned:
 		return tierPinned
-	case l.class == ClassCatalog && uint64(c.now-l.used) < c.budget:
+	case l.class == ClassCatalog && uint64(c.ageOf(l)) < c.budget:
 		return tierCatalog
 	case l.class == ClassFile && l.use&c.use != 0:
 		return tierInUse
@@ -258,7 +261,7 @@ func (db *DB) coldest(n int64, hard bool) cutoff {
 	c := cutoff{now: db.table.clock.Load(), use: uint8(db.quota.use.Load()), budget: noAge}
 	inPacks := int64(0)
 	db.table.scan(func(_ *key, l loc) {
-		b, size := ageBucket(c.now-l.used), l.diskBytes()
+		b, size := ageBucket(c.ageOf(l)), l.diskBytes()
 		t := c.tier(l)
 		all[t][b] += size
 		if l.pack != 0 {
@@ -314,7 +317,7 @@ type packHeat struct {
 }
 
 func (h *packHeat) add(cut *cutoff, l loc) {
-	n, age := l.diskBytes(), cut.now-l.used
+	n, age := l.diskBytes(), cut.ageOf(l)
 	h.live += n
 	if !cut.cold(l) {
 		h.warm += n
@@ -402,7 +405,7 @@ func (db *DB) evictRound(n int64, why reason) int64 {
 
 // evictChunks removes the least recently used of list until enough are gone.
 func (db *DB) evictChunks(list []victim, cut *cutoff, enough func() bool, why reason) {
-	slices.SortFunc(list, func(a, b victim) int { return cmp.Compare(cut.now-b.loc.used, cut.now-a.loc.used) })
+	slices.SortFunc(list, func(a, b victim) int { return cmp.Compare(cut.ageOf(b.loc), cut.ageOf(a.loc)) })
 	for _, v := range list {
 		if enough() {
 			return
@@ -438,7 +441,7 @@ func (db *DB) evictPacks(leaving []*pack, cut *cutoff, why reason) {
 	for _, p := range leaving {
 		list := content[p.id]
 		slices.SortFunc(list, func(a, b victim) int {
-			return cmp.Or(cmp.Compare(cut.tier(b.loc), cut.tier(a.loc)), cmp.Compare(cut.now-a.loc.used, cut.now-b.loc.used))
+			return cmp.Or(cmp.Compare(cut.tier(b.loc), cut.tier(a.loc)), cmp.Compare(cut.ageOf(a.loc), cut.ageOf(b.loc)))
 		})
 		budget := p.size.Load() / 2
 		stays := false

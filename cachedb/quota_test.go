@@ -67,7 +67,7 @@ func TestLimitHoldsUnderChurn(t *testing.T) {
 	if s.Evictions == 0 || s.Uncached > 0 || s.VerifyFailures > 0 {
 		t.Errorf("stats %+v", s)
 	}
-	if extra := hotFills.Load() - int64(len(hot)); extra > int64(len(hot)) {
+	if extra := hotFills.Load() - int64(len(hot)); extra > 3 { // a writer may have been late for its hot object
 		t.Errorf("the hot set of %d was filled %d times again", len(hot), extra)
 	}
 	syncDB(t, db)

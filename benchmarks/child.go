@@ -29,6 +29,7 @@ var children = map[string]func(args []string) error{
 	"child-files":  readFiles,
 	"child-stream": readStream,
 	"child-random": readRandom,
+	"child-fill":   fillCache,
 }
 
 // childResult is what a reading child prints.

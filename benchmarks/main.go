@@ -28,6 +28,7 @@ type options struct {
 	shapes    bool
 	shapeBig  bool
 	crowd     bool
+	cache     bool
 	block     string
 	from      string
 	only      *regexp.Regexp
@@ -58,6 +59,8 @@ func main() {
 		os.Exit(reportAgain(o))
 	case o.crowd:
 		os.Exit(benchmarkCrowds(o))
+	case o.cache:
+		os.Exit(benchmarkCache(o))
 	}
 	os.Exit(benchmark(o))
 }
@@ -71,6 +74,7 @@ func parseOptions() options {
 	flag.BoolVar(&o.shapes, "shapes", false, "measure how long a program of two larger images takes to start and to end: shape python, shape analysis")
 	flag.BoolVar(&o.shapeBig, "shape-big", false, "measure that of an image of 9 GB as well, shape big; needs 45 GB of disk")
 	flag.BoolVar(&o.crowd, "crowd", false, "measure nothing else: 1, 10, 50 and 200 simulated clients that start the demo image at once through one squid; see -block crowd")
+	flag.BoolVar(&o.cache, "cache", false, "measure the node's cache alone instead: beside plain files and badger, under its limit, opening anew; needs 12 GB of disk")
 	only := flag.String("only", "", "measure only what matches `REGEXP`, as image/row/state/contestant: demo/find/cold/skimfs")
 	flag.DurationVar(&o.link.rtt, "rtt", 0, "measure the cold rows again over a link with this round-trip time")
 	flag.Float64Var(&o.link.mbit, "mbit", 0, "and with this many 10^6 bits per second, 0 for no limit")

@@ -191,7 +191,9 @@ func churnTable(w io.Writer, all []churnResult) {
 	}
 	fmt.Fprintln(w)
 	mb := func(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
-	both := func(c churnResult, q float64) string { return fmt.Sprintf("%.2f ms, %.2f ms", 1e3*c.read.at(q), 1e3*c.plain.at(q)) }
+	both := func(c churnResult, q float64) string {
+		return fmt.Sprintf("%.2f ms, %.2f ms", 1e3*c.read.at(q), 1e3*c.plain.at(q))
+	}
 	for _, row := range []struct {
 		what  string
 		value func(c churnResult) string

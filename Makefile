@@ -12,11 +12,12 @@ EXAMPLES = $(PREFIX)/share/doc/skimfs/examples
 PLAIN := ./cmd/... ./benchmarks/... ./internal/...
 RACE   = $(filter-out $(shell $(GO) list $(PLAIN)),$(shell $(GO) list ./...))
 FUZZTIME ?= 20s
+SOAK ?= 10m
 TESTFLAGS ?=
 BENCHFLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test test-long race fuzz lint bench bench-big docs install uninstall deb rpm clean demo demo-stop FORCE
+.PHONY: help build deps test test-long race fuzz lint bench bench-big soak docs install uninstall deb rpm clean demo demo-stop FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -62,6 +63,9 @@ bench: deps ## measure skimfs beside its peers, about 11 minutes; BENCHFLAGS="-m
 bench-big: deps ## measure the image of 9 GB, about 15 minutes, 45 GB of disk (as root)
 	@mkdir -p .bench
 	$(GO) run ./benchmarks -shape-big -only '^shape big/' -md .bench/big.md -json .bench/big.json -png .bench/big.png $(BENCHFLAGS)
+
+soak: deps ## hold a daemon under load for SOAK (10m) (as root)
+	SKIMFS_SOAK=$(SOAK) $(GO) test -v -count=1 -timeout 60m $(TESTFLAGS) ./benchmarks/soak
 
 demo: build ## publish, mount and run a real image; ends with a table, leaves it mounted
 	scripts/demo

@@ -58,6 +58,46 @@ func TestSystemdFindsNothingWrongWithTheUnits(t *testing.T) {
 	}
 }
 
+// TestM03FstabLinesOfThePageBecomeUnits has systemd's generator read the lines that docs/operate.md gives.
+func TestM03FstabLinesOfThePageBecomeUnits(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "operate.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := regexp.MustCompile("(?m)^\\| by fstab, .*? \\| `([^`]*)`").FindAllStringSubmatch(string(page), -1)
+	if len(lines) != 2 {
+		t.Fatalf("%d lines for fstab", len(lines))
+	}
+	for i, want := range [][]string{{"skimfs-images.example.org.mount", "remote-fs.target.wants/skimfs-images.example.org.mount"}, {"skimfs-images.example.org.automount", "skimfs-images.example.org.mount"}} {
+		dir := t.TempDir()
+		fstab, options := filepath.Join(dir, "fstab"), strings.Fields(lines[i][1])[3]
+		writeTest(t, fstab, lines[i][1]+"\n")
+		cmd := exec.Command("/usr/lib/systemd/system-generators/systemd-fstab-generator", dir, dir, dir)
+		cmd.Env = append(os.Environ(), "SYSTEMD_FSTAB="+fstab)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		for _, name := range want {
+			if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
+				t.Error(err)
+			}
+		}
+		unit, err := os.ReadFile(filepath.Join(dir, "skimfs-images.example.org.mount"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range []string{"Type=skimfs\n", "Where=/skimfs/images.example.org\n", "After=skimfs-mountd.service\n", "Requires=skimfs-mountd.service\n"} {
+			if !strings.Contains(string(unit), line) {
+				t.Errorf("the unit of %q has no %q:\n%s", lines[i][1], line, unit)
+			}
+		}
+		if _, err := parseFstab([]string{options}, false); err != nil {
+			t.Errorf("%q: %v", options, err)
+		}
+	}
+}
+
 func TestTheSocketUnitListensWhereCommandsLook(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join("..", "..", "packaging", "systemd", "skimfs-mountd.socket"))
 	if err != nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,7 +11,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/skimfs/skimfs/cachedb"
 	"github.com/skimfs/skimfs/fetch"
 	"github.com/skimfs/skimfs/index"
 	"github.com/skimfs/skimfs/internal/testkit"
@@ -24,8 +22,8 @@ var crowdSizes = []int{1, 10, 50, 200}
 // readersAtOnce is how many objects a client wants at once, as a program with a few threads does.
 const readersAtOnce = 8
 
-// crowd starts an image on many simulated nodes at the same moment, through one squid. A client has what a node has, a cache and a way to the servers of its
-// own, but no kernel before it.
+// crowd starts an image on many simulated nodes at the same moment, through one squid. A client asks as a node does that has nothing yet, through
+// connections of its own; it keeps nothing, and no kernel is before it.
 type crowd struct {
 	repository *repository
 	key        string        // the master key's public half
@@ -129,14 +127,12 @@ func eachChunk(ctx context.Context, dir index.File, f func(index.Chunk)) error {
 
 // run has so many clients start at once, with an empty squid between them and the origin.
 func (c *crowd) run(s *scope, clients int) crowdRow {
-	origin, squid, dir := testkit.StartNginx(s, c.repository.dir), testkit.StartSquid(s), s.TempDir()
+	origin, squid := testkit.StartNginx(s, c.repository.dir), testkit.StartSquid(s)
 	begin := make(chan struct{})
 	g, ctx := errgroup.WithContext(s.ctx)
 	ready := make(chan struct{}, clients)
-	for n := range clients {
-		g.Go(func() error {
-			return c.start(ctx, filepath.Join(dir, fmt.Sprint(n)), origin.URL, squid.URL, ready, begin)
-		})
+	for range clients {
+		g.Go(func() error { return c.start(ctx, origin.URL, squid.URL, ready, begin) })
 	}
 	for range clients {
 		select {
@@ -159,12 +155,7 @@ func (c *crowd) run(s *scope, clients int) crowdRow {
 }
 
 // start is one client: it says that it is ready and begins when all are.
-func (c *crowd) start(ctx context.Context, dir, origin, squid string, ready chan<- struct{}, begin <-chan struct{}) (err error) {
-	db, err := cachedb.Open(cachedb.Config{Dir: dir, Limit: 1 << 30, Memory: -1})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
+func (c *crowd) start(ctx context.Context, origin, squid string, ready chan<- struct{}, begin <-chan struct{}) error {
 	// One squid on a small machine serves hundreds: it is slow and not down.
 	client, err := fetch.New(fetch.Config{Servers: []string{origin}, Proxies: squid, Timeout: time.Minute})
 	if err != nil {
@@ -177,22 +168,17 @@ func (c *crowd) start(ctx context.Context, dir, origin, squid string, ready chan
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	get := func(class cachedb.Class) func(context.Context, index.Digest, int64) ([]byte, error) {
-		return func(ctx context.Context, d index.Digest, size int64) ([]byte, error) {
-			return db.Get(ctx, d, size, class, func(ctx context.Context) ([]byte, error) { return client.Object(ctx, d, size) })
-		}
-	}
 	note := func(ctx context.Context, path string) ([]byte, error) {
 		return client.File(ctx, path, 4*time.Minute, index.MaxNote, false)
 	}
-	if _, err := c.image(ctx, note, get(cachedb.ClassCatalog)); err != nil {
+	if _, err := c.image(ctx, note, client.Object); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(readersAtOnce)
 	for _, chunk := range c.objects {
 		g.Go(func() error {
-			_, err := get(cachedb.ClassFile)(ctx, chunk.Digest, chunk.Size)
+			_, err := client.Object(ctx, chunk.Digest, chunk.Size)
 			return err
 		})
 	}

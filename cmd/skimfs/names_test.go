@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -40,7 +41,7 @@ func names(t *testing.T, w *world, place string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const name, here, dead = "skimfs.site.test", "127.0.0.1", "127.0.0.9"
+	const name, here, there, dead = "skimfs.site.test", "127.0.0.1", "127.0.0.2", "127.0.0.9"
 	n := nodeIn{newNode(t, w), testkit.StartNameServer(t)}
 	target, url := n.target("m"), fmt.Sprintf("http://%s:%s", name, port)
 	source, way := s.image(), ",proxy="+url
@@ -86,8 +87,34 @@ func names(t *testing.T, w *world, place string) {
 	// The dead one leaves the name.
 	n.ns.Set(name, here)
 	named.Set(testkit.Sound) // cuts what is open
-	read("big", string(w.big))
+	read("usr/share/middle", string(w.big[:middleSize]))
 	if named.Requests("") == 0 {
 		t.Error("nothing went by the name")
+	}
+	// It moves to another address, and nobody is at the one before.
+	moved := testkit.NewFaultyAt(t, there+":"+port, s.Listener.Addr().String())
+	n.ns.Set(name, there)
+	named.Set(testkit.Refuse)
+	n.await("the name's new address", func() bool {
+		r := n.inside(`exec cat "$1"`, filepath.Join(target, "big"))
+		return r.stdout == string(w.big)
+	})
+	if moved.Requests("") == 0 {
+		t.Error("nothing went to the new address")
+	}
+	// Another name server, by an edit of resolv.conf, sends it back.
+	other := testkit.StartNameServer(t)
+	other.Set(name, here)
+	n.ns.Answer(0, true)
+	conf, err := os.ReadFile(other.ResolvConf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeTest(t, n.ns.ResolvConf, string(conf))
+	named.Set(testkit.Sound)
+	moved.Set(testkit.Refuse)
+	n.await("the new name server's address", func() bool { return n.inside(`exec cat "$1"`, filepath.Join(target, "usr/lib/a")).stdout == "lib a" })
+	if named.Requests("") == 0 || other.Asked() == 0 {
+		t.Error("the other name server was not asked, or nothing went where it says")
 	}
 }

@@ -58,7 +58,7 @@ func TestOfflineW20MountsAndReadsWithoutWaiting(t *testing.T) {
 	}
 }
 
-// W20: once a server answers, that is noticed by itself.
+// W20, 078: once a server answers, that is noticed by itself, and each change is told once.
 func TestOfflineW20RecoversByItself(t *testing.T) {
 	t.Parallel()
 	w := published(t)
@@ -75,8 +75,10 @@ func TestOfflineW20RecoversByItself(t *testing.T) {
 	server.Set(testkit.Sound)
 	n.await("the daemon to notice that a server answers", func() bool { return !n.offline() })
 	n.ok("mount", server.URL+"#"+bigImage, n.target("other"))
-	if got := strings.Count(n.log(), "online again"); got != 1 {
-		t.Errorf("the log says %d times that it is online again", got)
+	for _, said := range []string{"offline: no server answers", "online again"} {
+		if got := strings.Count(n.log(), said); got != 1 {
+			t.Errorf("the log says %d times %q", got, said)
+		}
 	}
 }
 

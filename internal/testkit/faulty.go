@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,6 +34,7 @@ const (
 	FlipOnce     Fault = "flips a bit, once a path"
 	FlipKept     Fault = "flips a bit in what it keeps" // but not for who asks with no-cache: a poisoned cache
 	FlipAlways   Fault = "flips a bit, always"
+	BadRequest   Fault = "400"
 	Forbidden    Fault = "403"
 	NotFound     Fault = "404"
 	TooMany      Fault = "429"
@@ -47,7 +49,7 @@ const (
 
 // Faults are all but Sound.
 var Faults = []Fault{
-	Refuse, Silent, Stall, Trickle, Truncate, Garbage, FlipOnce, FlipKept, FlipAlways, Forbidden, NotFound, TooMany, ServerError, BadGateway,
+	Refuse, Silent, Stall, Trickle, Truncate, Garbage, FlipOnce, FlipKept, FlipAlways, BadRequest, Forbidden, NotFound, TooMany, ServerError, BadGateway,
 	RedirectLoop, Portal, LengthAbove, LengthBelow, Encoded,
 }
 
@@ -74,10 +76,16 @@ type Faulty struct {
 // at first.
 func NewFaulty(t testing.TB, backend string) *Faulty {
 	t.Helper()
+	return NewFaultyAt(t, loopback(0), backend)
+}
+
+// NewFaultyAt is NewFaulty at an IPv4 address and port, 0 for any.
+func NewFaultyAt(t testing.TB, addr, backend string) *Faulty {
+	t.Helper()
 	f := &Faulty{t: t, backend: backend, fault: Sound, conns: map[net.Conn]bool{}, asked: map[string]int{}}
 	f.onward.DisableCompression = true
 	f.server.Handler, f.server.ConnState = http.HandlerFunc(f.serve), f.track
-	f.Addr = holdPort(t)
+	f.Addr = holdPort(t, netip.MustParseAddrPort(addr))
 	f.URL = "http://" + f.Addr
 	t.Cleanup(func() {
 		f.server.Close()
@@ -88,8 +96,8 @@ func NewFaulty(t testing.TB, backend string) *Faulty {
 	return f
 }
 
-// holdPort binds a free loopback port until the end of the test without listening: nobody else gets it while a server is away.
-func holdPort(t testing.TB) (addr string) {
+// holdPort binds a port until the end of the test without listening: nobody else gets it while a server is away.
+func holdPort(t testing.TB, addr netip.AddrPort) string {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -99,14 +107,14 @@ func holdPort(t testing.TB) (addr string) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}); err != nil {
 		t.Fatal(err)
 	}
 	bound, err := unix.Getsockname(fd)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return loopback(bound.(*unix.SockaddrInet4).Port)
+	return netip.AddrPortFrom(addr.Addr(), uint16(bound.(*unix.SockaddrInet4).Port)).String()
 }
 
 // listen serves on the port that is held.
@@ -195,7 +203,7 @@ func (f *Faulty) serve(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
 		fmt.Fprint(w, "<html><body>Please log in to the hotel's network.</body></html>")
 		return
-	case Forbidden, NotFound, TooMany, ServerError, BadGateway:
+	case BadRequest, Forbidden, NotFound, TooMany, ServerError, BadGateway:
 		code, err := strconv.Atoi(string(fault))
 		if err != nil {
 			panic(err)

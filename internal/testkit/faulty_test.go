@@ -42,6 +42,7 @@ func TestFaultyGoesWrongAsToldAndRecovers(t *testing.T) {
 		testkit.FlipOnce:     flipped,
 		testkit.FlipKept:     flipped,
 		testkit.FlipAlways:   flipped,
+		testkit.BadRequest:   page(400),
 		testkit.Forbidden:    page(403),
 		testkit.NotFound:     page(404),
 		testkit.TooMany:      page(429),

@@ -21,7 +21,7 @@ import (
 const writerDir = "SKIMFS_TEST_CACHE_WRITER"
 
 func TestMain(m *testing.M) {
-	for variable, work := range map[string]func(dir string) error{writerDir: writeUntilKilled, churnDir: churn} {
+	for variable, work := range map[string]func(dir string) error{writerDir: writeUntilKilled, churnDir: churn, hogDir: hog} {
 		if dir := os.Getenv(variable); dir != "" {
 			fmt.Fprintln(os.Stderr, work(dir))
 			os.Exit(1)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -194,15 +195,17 @@ func (db *DB) adoptChunks() error {
 		if !d.IsDir() {
 			continue
 		}
-		names, err := os.ReadDir(filepath.Join(db.chunks.dir, d.Name()))
+		names, err := namesIn(filepath.Join(db.chunks.dir, d.Name()))
 		if err != nil {
 			return fmt.Errorf("listing chunk files: %w", err)
 		}
-		for _, e := range names {
-			path := filepath.Join(db.chunks.dir, d.Name(), e.Name())
-			if k, ok := db.adoptChunk(path, e.Name()); ok {
+		for _, name := range names {
+			if k, ok := db.adoptChunk(d.Name(), name); ok {
 				there[k] = struct{}{}
-			} else if err := os.RemoveAll(path); err != nil {
+				continue
+			}
+			path := filepath.Join(db.chunks.dir, d.Name(), name)
+			if err := os.RemoveAll(path); err != nil {
 				db.log.Warn("removing a file that is no chunk", "path", path, "err", err)
 			}
 		}
@@ -220,15 +223,34 @@ func (db *DB) adoptChunks() error {
 	return nil
 }
 
-// adoptChunk reports whether the file at path is a chunk of the table, now or already.
-func (db *DB) adoptChunk(path, name string) (k key, ok bool) {
-	if n, err := hex.Decode(k[:], []byte(name[:min(len(name), 2*len(k))])); err != nil || n != len(k) || db.chunks.path(k) != path {
+// namesIn lists a directory without asking anything about its files.
+func namesIn(dir string) ([]string, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return d.Readdirnames(-1)
+}
+
+// chunkKey returns the digest that names a chunk file in a directory below chunks; ok is false for every other name.
+func chunkKey(dir, name string) (k key, ok bool) {
+	if len(name) != 2*len(k) || name[:2] != dir || name != strings.ToLower(name) {
+		return k, false
+	}
+	_, err := hex.Decode(k[:], []byte(name))
+	return k, err == nil
+}
+
+// adoptChunk reports whether a file below chunks is a chunk of the table, now or already.
+func (db *DB) adoptChunk(dir, name string) (k key, ok bool) {
+	if k, ok = chunkKey(dir, name); !ok {
 		return k, false
 	}
 	if l, ok := db.table.get(k, false); ok {
 		return k, l.pack == 0
 	}
-	f, err := os.Open(path)
+	f, err := os.Open(db.chunks.path(k))
 	if err != nil {
 		return k, false
 	}

@@ -3,7 +3,6 @@ package cachedb
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -105,9 +104,7 @@ func (db *DB) verifyRead(o victim, b []byte) error {
 func (db *DB) verifyStrays(repair bool, found func(Damage)) {
 	names, _ := filepath.Glob(filepath.Join(db.chunks.dir, "*", "*"))
 	for _, path := range names {
-		var k key
-		name := filepath.Base(path)
-		if n, err := hex.Decode(k[:], []byte(name[:min(len(name), 2*len(k))])); err == nil && n == len(k) && db.chunks.path(k) == path {
+		if k, ok := chunkKey(filepath.Base(filepath.Dir(path)), filepath.Base(path)); ok {
 			unlock := db.chunks.lock(k) // whoever writes or removes it holds this
 			l, ok := db.table.get(k, false)
 			unlock.Unlock()

@@ -35,7 +35,7 @@ test: deps lint ## run all tests, about 15 minutes
 	$(GO) test -timeout 15m $(TESTFLAGS) $(PLAIN)
 
 test-long: deps ## compare 2000 random images with umoci; the cache at many random instants; kill publishd 80 times with 100 jobs each (as root)
-	SKIMFS_KILLS=20 $(GO) test -timeout 60m $(TESTFLAGS) -run '^TestKilledDaemonLosesNothing$$' ./publishd
+	SKIMFS_KILLS=20 $(GO) test -timeout 60m $(TESTFLAGS) -v -run '^TestKilledDaemonLosesNothing$$' ./publishd
 	SKIMFS_ROUNDS=100 $(GO) test -timeout 30m $(TESTFLAGS) -run '^(TestPowerLoss|TestKillAtAnyPoint|TestDamageToAnyFileWhileRunning)$$' ./cachedb
 	SKIMFS_STACKS=2000 $(GO) test -timeout 40m $(TESTFLAGS) -run '^TestRandomStacks$$' ./internal/e2e
 

@@ -3,8 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -20,7 +24,7 @@ import (
 )
 
 // BenchmarkQueue measures how long a client waits for the answers to a submission and a question while eight conversions run and ten thousand
-// more are queued. An operation is one of each.
+// more are queued, beside the bare answer "ok" of the same server, which shows what the machine adds. An operation is one of each.
 //
 //	go test ./benchmarks -run '^$' -bench '^BenchmarkQueue$' -benchtime 2000x
 func BenchmarkQueue(b *testing.B) {
@@ -72,7 +76,10 @@ func BenchmarkQueue(b *testing.B) {
 		return err == nil && len(all) == running
 	})
 
-	var submits, asks []time.Duration
+	bare := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(home, "run", "publishd.sock"))
+	}}}
+	var submits, asks, pings []time.Duration
 	timed := func(to *[]time.Duration, f func() error) {
 		at := time.Now()
 		if err := f(); err != nil {
@@ -83,9 +90,17 @@ func BenchmarkQueue(b *testing.B) {
 	for n := queued; b.Loop(); n++ {
 		timed(&submits, func() error { _, err := submit(b.Context(), n); return err })
 		timed(&asks, func() error { _, err := c.Get(b.Context(), ids[rand.IntN(queued)]); return err })
+		timed(&pings, func() error {
+			resp, err := bare.Get("http://publishd/healthz")
+			if err != nil {
+				return err
+			}
+			_, err = io.Copy(io.Discard, resp.Body)
+			return errors.Join(err, resp.Body.Close())
+		})
 	}
 	b.ReportMetric(queued/took.Seconds(), "submissions/s")
-	for name, all := range map[string][]time.Duration{"submit": submits, "status": asks} {
+	for name, all := range map[string][]time.Duration{"submit": submits, "status": asks, "bare": pings} {
 		slices.Sort(all)
 		for suffix, d := range map[string]time.Duration{"p50": all[len(all)/2], "p99": all[len(all)*99/100], "max": all[len(all)-1]} {
 			b.ReportMetric(float64(d.Microseconds())/1000, fmt.Sprintf("ms-%s-%s", name, suffix))

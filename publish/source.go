@@ -193,7 +193,7 @@ func pick(ctx context.Context, b blobs, data []byte, mediaType types.MediaType, 
 		Config    v1.Descriptor   `json:"config"`
 	}
 	if err := json.Unmarshal(data, &head); err != nil {
-		return nil, fmt.Errorf("image manifest: %w", err)
+		return nil, fmt.Errorf("image manifest: %w: %w", errUnsupported, err)
 	}
 	switch {
 	case mediaType.IsSchema1() || head.MediaType.IsSchema1():
@@ -256,7 +256,7 @@ func (e *PlatformError) Error() string {
 func readImage(ctx context.Context, b blobs, manifest []byte) (*image, error) {
 	m, err := v1.ParseManifest(strings.NewReader(string(manifest)))
 	if err != nil {
-		return nil, fmt.Errorf("image manifest: %w", err)
+		return nil, fmt.Errorf("image manifest: %w: %w", errUnsupported, err)
 	}
 	config, err := readBlob(ctx, b, m.Config)
 	if err != nil {

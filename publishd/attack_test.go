@@ -187,12 +187,27 @@ func TestLinkLocalAndMetadataAddressesAreRefused(t *testing.T) {
 			t.Errorf("%s: %v", address, err)
 		}
 	}
-	away := httptest.NewServer(http.RedirectHandler("http://169.254.169.254/latest/meta-data", http.StatusTemporaryRedirect))
-	defer away.Close()
+	testkit.NeedRoot(t)
 	s := newService(t)
-	o := s.done(s.submit(publishd.Request{Source: strings.TrimPrefix(away.URL, "http://") + "/a/b:1"}).ID())
-	if o.Error == nil || o.Error.Reason != publishd.PermissionDenied {
-		t.Errorf("a registry that redirects there: %s, %+v", o.Metadata.State, o.Error)
+	s.stop()
+	s.hosts = filepath.Join(t.TempDir(), "hosts")
+	write(t, s.hosts, "127.0.0.1 localhost\n169.254.169.254 metadata.example.org\n")
+	s.start()
+	redirecting := func(to string) string {
+		away := httptest.NewServer(http.RedirectHandler(to, http.StatusTemporaryRedirect))
+		t.Cleanup(away.Close)
+		return strings.TrimPrefix(away.URL, "http://")
+	}
+	for claim, registry := range map[string]string{
+		"an address":                          "169.254.169.254",
+		"a name of it":                        "metadata.example.org:80",
+		"a registry that redirects to it":     redirecting("http://169.254.169.254/latest/meta-data"),
+		"a registry that redirects to a name": redirecting("http://metadata.example.org/latest/meta-data"),
+	} {
+		o := s.done(s.submit(publishd.Request{Source: registry + "/a/b:1"}).ID())
+		if o.Error == nil || o.Error.Reason != publishd.PermissionDenied || o.Metadata.Attempt != 1 {
+			t.Errorf("%s: %s after %d attempts, %+v", claim, o.Metadata.State, o.Metadata.Attempt, o.Error)
+		}
 	}
 }
 

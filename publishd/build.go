@@ -290,7 +290,11 @@ func (w *worker) prefetch(ctx context.Context) ([]json.RawMessage, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, problem(ServiceUnavailable, "prefetch: %s", strings.TrimSpace(firstLine(strings.TrimPrefix(said.String(), "skimfs: ")))).temporary()
+		p := problem(ServiceUnavailable, "prefetch: %s", strings.TrimSpace(firstLine(strings.TrimPrefix(said.String(), "skimfs: ")))).temporary()
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == 2 {
+			p = problem(InvalidArgument, "%s", p.Detail)
+		}
+		return nil, p
 	}
 	b, err := json.Marshal(map[string]string{"source": w.Request.Source, "state": "warm"})
 	return []json.RawMessage{b}, err

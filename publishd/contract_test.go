@@ -1,6 +1,7 @@
 package publishd_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -95,10 +96,14 @@ func TestServerAnswersAsTheDocumentSays(t *testing.T) {
 	c := s.http()
 	for path, methods := range doc["paths"].(map[string]any) {
 		for method, about := range methods.(map[string]any) {
-			if method == "parameters" || method == "delete" || strings.HasSuffix(path, "events") {
+			if method == "parameters" || strings.HasSuffix(path, "events") {
 				continue
 			}
 			target := strings.ReplaceAll(path, "{id}", o.ID())
+			if method == "delete" { // what goes is another one's
+				gone := s.submit(publishd.Request{Source: "dir:" + tree(t, "gone"), As: "local/gone:1"})
+				target = strings.ReplaceAll(path, "{id}", s.done(gone.ID()).ID())
+			}
 			if strings.HasSuffix(path, ":find") || strings.HasSuffix(path, ":resolve") {
 				target += "?ref=" + url.QueryEscape(map[bool]string{true: "local/x:1", false: "127.0.0.1:1/a/b:1"}[strings.HasSuffix(path, ":find")])
 			}
@@ -282,6 +287,49 @@ func TestTokensAndTheirScopes(t *testing.T) {
 	_, errs, status := s.run("publishd", "--repo", s.repo, "--keys", s.keys, "--listen", "0.0.0.0:1", "--tokens", file, "--socket", filepath.Join(s.home, "other.sock"))
 	if status != 2 || !strings.Contains(errs, "TLS") {
 		t.Errorf("--listen for the network without TLS: status %d, %s", status, errs)
+	}
+}
+
+// As a browser has it: the header Last-Event-ID, a stream of lines.
+func TestEventsGoOnAfterTheLastOne(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	o := s.done(s.submit(publishd.Request{Source: "dir:" + tree(t, "x"), As: "local/x:1"}).ID())
+	stream := func(path, last string) (ids []string) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://publishd"+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Last-Event-ID", last)
+		resp, err := s.http().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if got := resp.Header.Get("Content-Type"); resp.StatusCode != http.StatusOK || got != "text/event-stream" {
+			t.Fatalf("%s: %s, %s", path, resp.Status, got)
+		}
+		for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+			if id, ok := strings.CutPrefix(lines.Text(), "id: "); ok {
+				ids = append(ids, id)
+			}
+			if strings.Contains(lines.Text(), `"state":"SUCCEEDED"`) {
+				return ids
+			}
+		}
+		t.Fatalf("%s: the stream ended", path)
+		return nil
+	}
+	all := stream("/v1/events", "1.0")
+	if len(all) < 2 {
+		t.Fatalf("events %q", all)
+	}
+	for _, path := range []string{"/v1/events", "/v1/" + o.Name + "/events"} {
+		if got := stream(path, all[0]); !slices.Equal(got, all[1:]) {
+			t.Errorf("%s after %s: %q, want %q", path, all[0], got, all[1:])
+		}
 	}
 }
 

@@ -214,6 +214,9 @@ func (d *Daemon) Close() {
 	d.unlock()
 }
 
+// pace is how long the scheduler rests: it looks at all that is queued, and is woken by each change.
+const pace = 20 * time.Millisecond
+
 // Run works until ctx ends.
 func (d *Daemon) Run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
@@ -222,6 +225,7 @@ func (d *Daemon) Run(ctx context.Context) {
 	defer beat.Stop()
 	for {
 		d.schedule(ctx)
+		time.Sleep(pace)
 		select {
 		case <-ctx.Done():
 			d.pool.Wait()
@@ -276,7 +280,7 @@ func (d *Daemon) beat(ctx context.Context) {
 	}
 	var old []string
 	for id := range d.queue.ops {
-		if o := d.queue.view(id); o.Done && o.Metadata.EndTime != nil && time.Since(*o.Metadata.EndTime) > d.cfg.Retain {
+		if end := d.queue.ended(id); end != nil && time.Since(*end) > d.cfg.Retain {
 			old = append(old, id)
 		}
 	}

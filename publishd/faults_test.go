@@ -3,56 +3,95 @@ package publishd_test
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/skimfs/skimfs/internal/testkit"
 	"github.com/skimfs/skimfs/publishd"
 )
 
-// Each way in which a registry fails has its reason; what may pass is tried again, what won't is not.
+// Each way in which a registry fails has its reason and its hint; what may pass is tried again, what won't is not.
 func TestRegistryFailuresHaveTheirReasons(t *testing.T) {
 	t.Parallel()
 	registry := testkit.StartRegistry(t)
 	registry.Push(layout(t), "a/image:1")
-	s := newService(t, "--backoff", "20ms", "--attempts", "2", "--registry-timeout", "10s")
-	status := func(path string, code int) func(http.ResponseWriter, *http.Request) bool {
+	patient := newService(t, "--jobs", "4", "--backoff", "20ms", "--attempts", "2")
+	impatient := newService(t, "--jobs", "4", "--backoff", "20ms", "--attempts", "2", "--registry-timeout", "1s", "--stall", "3s")
+	type answer = func(http.ResponseWriter, *http.Request) bool
+	at := func(path string, answer http.HandlerFunc) answer {
 		return func(w http.ResponseWriter, r *http.Request) bool {
 			if !strings.Contains(r.URL.Path, path) {
 				return false
 			}
-			w.WriteHeader(code)
+			answer(w, r)
 			return true
 		}
 	}
-	for _, row := range []struct {
+	status := func(code int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", "1") // counts with 429 and 503
+			w.WriteHeader(code)
+		}
+	}
+	silent := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	short := func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Range") == "" {
+			w.Header().Set("Content-Length", "1000000")
+			fmt.Fprint(w, "the beginning")
+		}
+		panic(http.ErrAbortHandler)
+	}
+	config := configOf(t, registry.Addr, "a/image", "1")
+	layers := func(f http.HandlerFunc) answer {
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			return !strings.HasSuffix(r.URL.Path, config) && at("/blobs/", f)(w, r)
+		}
+	}
+	rows := []struct {
 		claim    string
-		answer   func(http.ResponseWriter, *http.Request) bool
+		s        *service
+		answer   answer
 		name     string
 		want     publishd.Reason
 		attempts int
+		hint     string
 	}{
-		{"no such image", nil, "a/none:1", "IMAGE_NOT_FOUND", 1},
-		{"not allowed", status("/manifests/", 401), "a/image:1", "AUTH_REQUIRED", 1},
-		{"forbidden", status("/manifests/", 403), "a/image:1", "AUTH_REQUIRED", 1},
-		{"its own fault", status("/manifests/", 500), "a/image:1", "REGISTRY_UNAVAILABLE", 2},
-		{"too many", status("/manifests/", 429), "a/image:1", "RATE_LIMITED", 2},
-		{"a blob that is other bytes", func(w http.ResponseWriter, r *http.Request) bool {
-			if strings.Contains(r.URL.Path, "/blobs/") {
-				fmt.Fprint(w, strings.Repeat("other bytes", 100_000))
-				return true
-			}
-			return false
-		}, "a/image:1", "CORRUPT_LAYER", 1},
-	} {
+		{"401", patient, at("/manifests/", status(401)), "a/image:1", "AUTH_REQUIRED", 1, "credentials"},
+		{"403", patient, at("/manifests/", status(403)), "a/image:1", "AUTH_REQUIRED", 1, "credentials"},
+		{"404, no such image", patient, nil, "a/none:1", "IMAGE_NOT_FOUND", 1, "skimfs resolve"},
+		{"404 for a layer", patient, layers(status(404)), "a/image:1", "IMAGE_NOT_FOUND", 1, "skimfs resolve"},
+		{"429 with Retry-After", patient, at("/manifests/", status(429)), "a/image:1", "RATE_LIMITED", 2, "credentials"},
+		{"429 for a layer", patient, layers(status(429)), "a/image:1", "RATE_LIMITED", 2, "credentials"},
+		{"500", patient, at("/manifests/", status(500)), "a/image:1", "REGISTRY_UNAVAILABLE", 2, "op retry"},
+		{"503 with Retry-After", patient, at("/manifests/", status(503)), "a/image:1", "REGISTRY_UNAVAILABLE", 2, "op retry"},
+		{"a connection that is reset", patient, at("/manifests/", func(w http.ResponseWriter, _ *http.Request) { reset(t, w) }), "a/image:1", "REGISTRY_UNAVAILABLE", 2, "op retry"},
+		{"silence", impatient, at("/manifests/", silent), "a/image:1", "REGISTRY_UNAVAILABLE", 2, "op retry"},
+		{"a layer that does not come", impatient, layers(silent), "a/image:1", "STALLED", 2, "op retry"},
+		{"a layer that is cut off", patient, layers(short), "a/image:1", "REGISTRY_UNAVAILABLE", 2, "op retry"},
+		{"a layer that is other bytes", patient, layers(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, strings.Repeat("other bytes", 100_000)) }), "a/image:1", "CORRUPT_LAYER", 1, "pushed again"},
+		{"no registry at all", patient, at("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>Welcome!</html>") }), "a/image:1", "UNSUPPORTED_MEDIA", 1, "is it an image"},
+	}
+	ids := make([]string, len(rows))
+	for i, row := range rows {
 		// A registry of its own for each: one that fails is left alone for a while.
 		g := newGate(t, registry.Addr)
 		g.set(row.answer)
-		o := s.done(s.submit(publishd.Request{Source: g.ref(row.name)}).ID())
+		ids[i] = row.s.submit(publishd.Request{Source: g.ref(row.name)}).ID()
+	}
+	for i, row := range rows {
+		o := row.s.done(ids[i])
 		if o.Error == nil || o.Error.Reason != row.want || o.Metadata.Attempt != row.attempts {
 			t.Errorf("%s: %s after %d attempts: %+v, want %s after %d", row.claim, o.Metadata.State, o.Metadata.Attempt, o.Error, row.want, row.attempts)
+		}
+		if _, errs, status := row.s.run("wait", ids[i]); status != 1 || strings.Count(errs, "\n") != 2 || !strings.Contains(errs, row.hint) {
+			t.Errorf("%s: status %d, want a line and a hint with %q:\n%s", row.claim, status, row.hint, errs)
+		}
+		if row.attempts == 2 && strings.Contains(row.claim, "Retry-After") && o.Metadata.EndTime.Sub(o.Metadata.CreateTime) < time.Second {
+			t.Errorf("%s: it was asked again after %v", row.claim, o.Metadata.EndTime.Sub(o.Metadata.CreateTime))
 		}
 	}
 	// One failure, then it is well.
@@ -65,15 +104,22 @@ func TestRegistryFailuresHaveTheirReasons(t *testing.T) {
 		}
 		return false
 	})
-	if o := s.done(s.submit(publishd.Request{Source: g.ref("a/image:1")}).ID()); o.Metadata.State != publishd.Succeeded || o.Metadata.Attempt < 2 {
+	if o := patient.done(patient.submit(publishd.Request{Source: g.ref("a/image:1")}).ID()); o.Metadata.State != publishd.Succeeded || o.Metadata.Attempt < 2 {
 		t.Errorf("after a passing failure: %s, attempt %d, %+v", o.Metadata.State, o.Metadata.Attempt, o.Error)
 	}
-	if _, err := s.Submit(t.Context(), publishd.Request{Kind: publishd.Convert, Source: "docker://169.254.169.254/a/b:1"}); err != nil {
-		t.Fatal(err)
+}
+
+// reset ends a connection without the answer that was asked for.
+func reset(t *testing.T, w http.ResponseWriter) {
+	c, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		t.Error(err)
+		return
 	}
-	if o, err := s.Find(t.Context(), "169.254.169.254/a/b:1"); err != nil || s.done(o.ID()).Error.Reason != publishd.PermissionDenied {
-		t.Errorf("a link-local registry: %v, %+v", err, o)
+	if err := c.(*net.TCPConn).SetLinger(0); err != nil {
+		t.Error(err)
 	}
+	c.Close()
 }
 
 // Many who want one image share its conversion, which ends when the last of them leaves and leaves nothing behind.

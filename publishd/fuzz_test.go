@@ -1,6 +1,10 @@
 package publishd_test
 
 import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +42,43 @@ func FuzzParseTokens(f *testing.F) {
 			if token.Name == "" || strings.ContainsAny(token.Name, " :#\n") {
 				t.Errorf("%q lets in %q", text, token.Name)
 			}
+		}
+	})
+}
+
+// Whatever is posted, the answer is an operation or a problem with a reason of the list.
+func FuzzRequestBody(f *testing.F) {
+	secret, line, err := publishd.NewToken("fuzz", publishd.ScopeAdmin)
+	if err != nil {
+		f.Fatal(err)
+	}
+	tokens, err := publishd.ParseTokens(strings.NewReader(line))
+	if err != nil {
+		f.Fatal(err)
+	}
+	// It does not run, so nothing is converted; and takes one job, so that it does not grow.
+	d, err := publishd.Open(f.Context(), publishd.Config{State: f.TempDir(), Repo: f.TempDir(), MaxQueue: 1})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(d.Close)
+	handler := d.Handler(tokens)
+	verbs := []string{"convert", "build", "convertMany", "prefetch"}
+	for i, s := range []string{`{"source":"debian:12","as":"a/b:1","platform":"linux/arm64","priority":9,"deadline":"1h","labels":{"a":"b"}}`, `{"source":"/c","as":"a/b:1","file":"../F","args":{"A":"1"}}`, `{"source":"version: 1\ninput: [a:1]"}`,
+		`{"source":"images.example.org/a/b:1"}`, `{"source":"dir:/etc"}`, `{"kind":"build","source":"x"}`, `{"source":7}`, `[`, `{"source":"a","x":1}`, `{"priority":-1e99,"source":"a"}`} {
+		f.Add(uint8(i), s)
+	}
+	f.Fuzz(func(t *testing.T, verb uint8, body string) {
+		r := httptest.NewRequest(http.MethodPost, "/v1/images:"+verbs[int(verb)%len(verbs)], strings.NewReader(body))
+		r.Header.Set("Authorization", "Bearer "+secret)
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		if w.Code == http.StatusAccepted {
+			return
+		}
+		var p publishd.Problem
+		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || w.Code < 400 || w.Code >= 500 || !slices.Contains(publishd.Reasons, p.Reason) {
+			t.Errorf("%s %q: status %d, %s", verbs[int(verb)%len(verbs)], body, w.Code, w.Body)
 		}
 	})
 }

@@ -361,4 +361,17 @@ func (q *queue) done(id string) bool {
 	return j != nil && j.State.Final() || o.Cancelled != nil && (j == nil || j.State != Cancelling)
 }
 
+// ended is when an operation was done, nil if it isn't. The caller holds mu.
+func (q *queue) ended(id string) *time.Time {
+	o := q.ops[id]
+	switch j := q.jobs[o.Job]; {
+	case !q.done(id):
+		return nil
+	case o.Cancelled != nil || j == nil:
+		return o.Cancelled
+	default:
+		return j.Ended
+	}
+}
+
 func idemKey(submitter, id string) string { return submitter + "\x00" + id }

@@ -25,6 +25,7 @@ type service struct {
 	t                testing.TB
 	home, repo, keys string
 	args             []string
+	hosts            string // a file in place of /etc/hosts
 	cmd              *exec.Cmd
 	*publishd.Client
 }
@@ -44,6 +45,10 @@ func (s *service) socket() string { return filepath.Join(s.home, "run", "publish
 func (s *service) start() {
 	s.t.Helper()
 	s.cmd = testkit.Command(s.t, s.home, append([]string{"publishd", "--repo", s.repo}, s.args...)...)
+	if s.hosts != "" {
+		s.cmd.Args = append([]string{"unshare", "--mount", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, s.hosts}, append([]string{s.cmd.Path}, s.cmd.Args[1:]...)...)
+		s.cmd.Path = testkit.Program(s.t, "unshare")
+	}
 	log, err := os.OpenFile(filepath.Join(s.home, "publishd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		s.t.Fatal(err)

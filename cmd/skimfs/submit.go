@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -83,6 +84,10 @@ func publishdError(err error, address string) error {
 		return err
 	}
 	se = &statusError{status: exitFailed, err: err}
+	var p *publishd.Problem
+	if errors.As(err, &p) && p.Temporary {
+		se.status, se.hint = exitTemporary, "try again later"
+	}
 	switch publishd.ReasonOf(err) {
 	case publishd.InvalidArgument:
 		se.status = exitUsage
@@ -228,6 +233,8 @@ func awaitOperation(ctx context.Context, cmd *cobra.Command, c *publishd.Client,
 	for !o.Done {
 		next, err := c.Wait(ctx, o.ID(), 30*time.Second)
 		switch {
+		case errors.Is(err, context.DeadlineExceeded):
+			return tooEarly(ctx, c, o)
 		case errors.Is(err, publishd.ErrUnreachable):
 			// It is being restarted, perhaps; without a time limit a minute is enough.
 			if err := reconnect(ctx, c); err != nil {
@@ -240,6 +247,20 @@ func awaitOperation(ctx context.Context, cmd *cobra.Command, c *publishd.Client,
 		}
 	}
 	return showOperation(cmd, p, o)
+}
+
+// tooEarly says how an operation stands that did not end in time.
+func tooEarly(ctx context.Context, c *publishd.Client, o publishd.Operation) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if now, err := c.Get(ctx, o.ID()); err == nil {
+		o = now
+	}
+	err := fmt.Errorf("timed out: operation %s is %s", o.ID(), o.Metadata.State)
+	if p := o.Metadata.Problem; p != nil {
+		err = fmt.Errorf("%w: %s: %s", err, p.Reason, p.Detail)
+	}
+	return &statusError{status: exitTimeout, hint: "the work goes on; `skimfs wait " + o.ID() + "` again, or `skimfs op cancel " + o.ID() + "`", err: err}
 }
 
 func reconnect(ctx context.Context, c *publishd.Client) error {
@@ -270,9 +291,28 @@ func showOperation(cmd *cobra.Command, p publishdFlags, o publishd.Operation) er
 	case !o.Done:
 		return &statusError{status: exitTemporary, hint: "`skimfs wait " + o.ID() + "` waits for it", err: fmt.Errorf("operation %s is %s", o.ID(), o.Metadata.State)}
 	case o.Error != nil:
-		return &statusError{status: exitFailed, hint: "`skimfs op logs " + o.ID() + "` says more, `skimfs op retry " + o.ID() + "` tries again", err: fmt.Errorf("operation %s: %s: %s", o.ID(), o.Error.Reason, o.Error.Detail)}
+		hint, ok := reasonHints[o.Error.Reason]
+		if !ok {
+			hint = "`skimfs op logs ID` says more, `skimfs op retry ID` tries again"
+		}
+		return &statusError{status: exitFailed, hint: strings.ReplaceAll(hint, "ID`", o.ID()+"`"), err: fmt.Errorf("operation %s: %s: %s", o.ID(), o.Error.Reason, o.Error.Detail)}
 	}
 	return nil
+}
+
+// reasonHints say what to do about an operation that failed; ID` stands for its id.
+var reasonHints = map[publishd.Reason]string{
+	"IMAGE_NOT_FOUND":         "is the reference right? `skimfs resolve` asks the registry; `skimfs op retry ID` once it is pushed",
+	"PLATFORM_NOT_FOUND":      "`--platform` chooses another one",
+	"AUTH_REQUIRED":           "publishd has the credentials of its own user's docker configuration; `skimfs op retry ID` once they are there",
+	"CORRUPT_LAYER":           "the registry gives other bytes than its manifest names: have the image pushed again, then `skimfs op retry ID`",
+	"UNSUPPORTED_MEDIA":       "is it an image? `skimfs op logs ID` says more",
+	publishd.RateLimited:      "credentials for the registry raise its limit; `skimfs op retry ID` later",
+	publishd.RegistryRests:    "`skimfs op retry ID` once the registry answers",
+	publishd.NoSpace:          "free space on the repository's disk, `skimfs repo gc` may, then `skimfs op retry ID`",
+	publishd.PermissionDenied: "files are read with the rights of who submits, and some addresses are not asked at all",
+	publishd.ChildrenFailed:   "`skimfs op list --parent ID` shows which, `skimfs op retry ID` retries those",
+	publishd.BuildFailed:      "`skimfs op logs ID` shows the build",
 }
 
 func printLine(w io.Writer, v any) error {
@@ -286,7 +326,7 @@ func printLine(w io.Writer, v any) error {
 
 func printOperation(w io.Writer, o publishd.Operation) {
 	m := o.Metadata
-	fmt.Fprintf(w, "%s  %s  %s\n", o.ID(), m.State, m.As)
+	fmt.Fprintf(w, "%s  %s  %s\n", o.ID(), m.State, cmp.Or(m.As, m.Source))
 	if m.Digest != "" {
 		fmt.Fprintf(w, "  digest    %s\n", m.Digest)
 	}
@@ -378,6 +418,7 @@ func opListCommand() *cobra.Command {
 	states := cmd.Flags().StringSlice("state", nil, "only these `states`")
 	label := cmd.Flags().String("label", "", "only with this label, `NAME=VALUE`")
 	submitter := cmd.Flags().String("submitter", "", "only of this `submitter`")
+	parent := cmd.Flags().String("parent", "", "only images of the recipe with this `id`")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		return p.client(cmd, func(ctx context.Context, c *publishd.Client) error {
 			q := url.Values{"state": *states}
@@ -386,6 +427,9 @@ func opListCommand() *cobra.Command {
 			}
 			if *submitter != "" {
 				q.Set("submitter", *submitter)
+			}
+			if *parent != "" {
+				q.Set("parent", *parent)
 			}
 			all, err := c.List(ctx, q)
 			if err != nil {
@@ -401,7 +445,13 @@ func opListCommand() *cobra.Command {
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
 			for _, o := range all {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", o.ID(), o.Metadata.State, o.Metadata.Stage, o.Metadata.As)
+				why := o.Metadata.Stage
+				for _, p := range []*publishd.Problem{o.Error, o.Metadata.Problem} {
+					if p != nil {
+						why = string(p.Reason)
+					}
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", o.ID(), o.Metadata.State, why, cmp.Or(o.Metadata.As, o.Metadata.Source))
 			}
 			return w.Flush()
 		})

@@ -326,6 +326,11 @@ func (c *Client) Cat(ctx context.Context, source, path string, o Options, w io.W
 	if err != nil {
 		return err
 	}
+	return copyAnswer(w, resp)
+}
+
+// copyAnswer writes an answer to w; the error that it ends with may be in its trailer.
+func copyAnswer(w io.Writer, resp *http.Response) error {
 	defer resp.Body.Close()
 	if _, err := io.Copy(w, resp.Body); err != nil {
 		return err

@@ -35,8 +35,11 @@ type MountReply struct {
 	Warning string `json:"warning,omitempty"` // why what is mounted isn't the newest, or what is wrong with the trust in it
 }
 
-// maxRequest bounds the body of a request, in bytes.
-const maxRequest = 1 << 20
+// maxRequest bounds the body of a request, in bytes, but of importPattern's.
+const (
+	maxRequest    = 1 << 20
+	importPattern = "POST /v1/cache/import"
+)
 
 // errorReply is the body of every answer that isn't a success.
 type errorReply struct {
@@ -64,6 +67,7 @@ func (d *Daemon) server() *http.Server {
 		"POST /v1/mounts/refresh": d.refreshMount, "POST /v1/reload": d.postReload, "DELETE /v1/leases": d.deleteLease,
 		"GET /v1/status": d.getStatus, "GET /v1/ls": d.getList, "GET /v1/stat": d.getStat, "GET /v1/cat": d.getContent,
 		"PUT /v1/cache": d.putCache, "GET /v1/cache": d.getCache, "POST /v1/cache/work": d.postWork, "POST /v1/cache/trim": d.postTrim,
+		"POST /v1/cache/export": d.postExport, "POST /v1/cache/import": d.postImport,
 		"POST /v1/cache/verify": d.postVerify, "GET /metrics": d.getMetrics,
 	} {
 		mux.Handle(pattern, d.handler(pattern, h))
@@ -106,7 +110,9 @@ func (d *Daemon) handler(pattern string, h func(http.ResponseWriter, *http.Reque
 				return nil, problem(Stopping, "the daemon is about to end")
 			}
 			defer release()
-			r.Body = http.MaxBytesReader(w, r.Body, maxRequest)
+			if pattern != importPattern {
+				r.Body = http.MaxBytesReader(w, r.Body, maxRequest)
+			}
 			return h(w, r)
 		}()
 		countRequest(pattern, err)

@@ -22,8 +22,9 @@ const (
 	Prefetch = "prefetch" // bring it to this node
 	Pin      = "pin"      // bring it, and keep it until Unpin
 	Unpin    = "unpin"
-	Evict    = "evict" // drop what no pin keeps
-	Count    = "count" // only tell how much there is, and how much of it is here
+	Evict    = "evict"  // drop what no pin keeps
+	Export   = "export" // write it into an archive: POST /v1/cache/export
+	Count    = "count"  // only tell how much there is, and how much of it is here
 )
 
 // WorkRequest asks for work on the content of a source.
@@ -151,6 +152,44 @@ func (n *needed) walk(ctx context.Context, f index.File) error {
 	return nil
 }
 
+// clean brings the request's paths into one form.
+func (req *WorkRequest) clean() (Source, error) {
+	if req.Rate < 0 {
+		return Source{}, problem(Usage, "rate %d is negative", req.Rate)
+	}
+	for i := range req.Paths {
+		req.Paths[i] = cleanPath(req.Paths[i])
+	}
+	slices.Sort(req.Paths)
+	req.Paths = slices.Compact(req.Paths)
+	return ParseSource(req.Source)
+}
+
+// begin finds what the request is about, in the current revision. The caller releases the work's origin.
+func (d *Daemon) begin(ctx context.Context, src Source, req WorkRequest) (*work, *revision, error) {
+	o, err := d.effective(src, req.Options)
+	if err == nil {
+		err = o.check()
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	g, err := d.origins.take(src, o, d.db, d.cfg.Version, d.log)
+	if err != nil {
+		return nil, nil, err
+	}
+	rev, err := d.accept(ctx, g, src, o, false)
+	var need *needed
+	if err == nil {
+		need, err = d.collect(ctx, g, rev.Root, src.Path, req.Paths)
+	}
+	if err != nil {
+		d.origins.release(g)
+		return nil, nil, err
+	}
+	return &work{d: d, g: g, need: need, rate: req.Rate}, rev, nil
+}
+
 // postWork answers with lines of WorkProgress.
 func (d *Daemon) postWork(w http.ResponseWriter, r *http.Request) (any, error) {
 	var req WorkRequest
@@ -160,42 +199,19 @@ func (d *Daemon) postWork(w http.ResponseWriter, r *http.Request) (any, error) {
 	if !slices.Contains([]string{Prefetch, Pin, Unpin, Evict, Count}, req.Action) {
 		return nil, problem(Usage, "action %q is none of prefetch, pin, unpin, evict, count", req.Action)
 	}
-	if req.Rate < 0 {
-		return nil, problem(Usage, "rate %d is negative", req.Rate)
-	}
-	src, err := ParseSource(req.Source)
+	src, err := req.clean()
 	if err != nil {
 		return nil, err
 	}
-	for i := range req.Paths {
-		req.Paths[i] = cleanPath(req.Paths[i])
-	}
-	slices.Sort(req.Paths)
-	req.Paths = slices.Compact(req.Paths)
 	if req.Action == Unpin {
 		return d.unpin(r.Context(), src, req.Paths)
 	}
-	o, err := d.effective(src, req.Options)
-	if err == nil {
-		err = o.check()
-	}
+	k, rev, err := d.begin(r.Context(), src, req)
 	if err != nil {
 		return nil, err
 	}
-	g, err := d.origins.take(src, o, d.db, d.cfg.Version, d.log)
-	if err != nil {
-		return nil, err
-	}
-	defer d.origins.release(g)
-	rev, err := d.accept(r.Context(), g, src, o, false)
-	if err != nil {
-		return nil, err
-	}
-	need, err := d.collect(r.Context(), g, rev.Root, src.Path, req.Paths)
-	if err != nil {
-		return nil, err
-	}
-	k := &work{d: d, g: g, need: need, rate: req.Rate}
+	defer d.origins.release(k.g)
+	need := k.need
 	k.p.Objects, k.p.Bytes = int64(len(need.size)), need.bytes
 	for digest, size := range need.size {
 		if d.db.Has(digest) {

@@ -3,6 +3,8 @@ package mountd
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"io/fs"
 	"sync"
 	"time"
 
@@ -99,6 +101,9 @@ func either(ctx context.Context, patience time.Duration, first, second source, a
 // reach returns an object from the lower cache or from a server; fetched says that it was a server. A lower cache that answers slowly gets a
 // server beside it, and one that owes answers is asked only for what no server gives.
 func (g *origin) reach(ctx context.Context, d index.Digest, size int64) (plain []byte, fetched bool, err error) {
+	if g.client == nil {
+		return nil, false, fmt.Errorf("object %v: %w", d, fs.ErrNotExist) // an import's
+	}
 	network := func(ctx context.Context) ([]byte, error) { return g.client.Object(ctx, d, size) }
 	if g.lower == nil {
 		plain, err = network(ctx)

@@ -3,8 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 
 	"github.com/dustin/go-humanize"
@@ -46,8 +44,9 @@ func workCommand(action, short, long, example string, done func(p mountd.WorkPro
 		if err != nil {
 			return nodeError(err, a)
 		}
-		show := progressTo(cmd.ErrOrStderr())
-		p, err := c.Work(cmd.Context(), req, show)
+		bar := newByteBar(cmd.ErrOrStderr(), action)
+		p, err := c.Work(cmd.Context(), req, bar.work)
+		bar.stop()
 		if err != nil {
 			return nodeError(err, a)
 		}
@@ -58,26 +57,6 @@ func workCommand(action, short, long, example string, done func(p mountd.WorkPro
 		return err
 	}
 	return cmd
-}
-
-// progressTo shows progress on w if that is a terminal.
-func progressTo(w io.Writer) func(mountd.WorkProgress) {
-	f, ok := w.(*os.File)
-	if st, err := func() (os.FileInfo, error) {
-		if !ok {
-			return nil, os.ErrInvalid
-		}
-		return f.Stat()
-	}(); err != nil || st.Mode()&os.ModeCharDevice == 0 {
-		return func(mountd.WorkProgress) {}
-	}
-	return func(p mountd.WorkProgress) {
-		if p.Done {
-			fmt.Fprint(w, "\r\033[K")
-			return
-		}
-		fmt.Fprintf(w, "\r%s of %s, %d of %d objects\033[K", bytesText(p.CachedBytes), bytesText(p.Bytes), p.CachedObjects, p.Objects)
-	}
 }
 
 func fetchedText(p mountd.WorkProgress) string {
@@ -118,7 +97,7 @@ What is read later is fetched again.`,
   skimfs cache stat --json images.example.org/docker.io/library/python:3.12 /usr/lib`, func(p mountd.WorkProgress) string {
 				return fmt.Sprintf("%s of %s, %d of %d objects", bytesText(p.CachedBytes), bytesText(p.Bytes), p.CachedObjects, p.Objects)
 			}),
-		cacheListCommand(), cacheTrimCommand(), cacheVerifyCommand(),
+		cacheListCommand(), cacheTrimCommand(), cacheVerifyCommand(), cacheExportCommand(), cacheImportCommand(),
 	}
 }
 

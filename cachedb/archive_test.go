@@ -97,7 +97,7 @@ func TestArchiveComesOutAsItWentIn(t *testing.T) {
 func TestArchiveThatIsNotWholeIsRefused(t *testing.T) {
 	t.Parallel()
 	b, want := archived(t)
-	end := len(b) - 1024 - (512-40_000%512) // the rest fills up the last block, and is two empty ones
+	end := len(b) - 1024 - (512 - 40_000%512) // the rest fills up the last block, and is two empty ones
 	for n := 0; n < end; n += 97 {
 		if _, got, err := unpack(t, b[:n]); !errors.Is(err, cachedb.ErrArchive) || len(got) > len(want) {
 			t.Fatalf("cut after %d of %d bytes: %v", n, len(b), err)

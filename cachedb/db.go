@@ -44,7 +44,8 @@ const (
 type Config struct {
 	Dir         string        // owned by one process; created with mode 0700
 	Limit       int64         // bytes on disk, index included; 0: as set last, or the smaller of 20 GB and 70 % of the partition's free space
-	Memory      int64         // bytes of the memory tier; 0: 32 MiB; negative: none
+	RAM         bool          // objects are kept in memory, at most Limit bytes, which must be given; Dir holds the lock and the state records
+	Memory      int64         // bytes of the memory tier; 0: 32 MiB, with RAM none; negative: none
 	FillTimeout time.Duration // for each fill; 0: one minute
 	Log         *slog.Logger  // nil: silent
 }
@@ -55,7 +56,8 @@ type DB struct {
 	log     *slog.Logger
 	timeout time.Duration
 	lock    *os.File
-	badger  *badger.DB
+	badger  *badger.DB // nil with ram
+	ram     *ram       // nil: packs and chunk files hold the objects
 	gen     generations
 	space   *space
 	quota   quota
@@ -94,7 +96,7 @@ func Open(c Config) (_ *DB, err error) {
 	if db.timeout <= 0 {
 		db.timeout = time.Minute
 	}
-	if c.Memory == 0 {
+	if c.Memory == 0 && !c.RAM {
 		c.Memory = 32 << 20
 	}
 	db.memory = newMemory(max(0, c.Memory))
@@ -106,7 +108,11 @@ func Open(c Config) (_ *DB, err error) {
 	db.chunks = newChunks(filepath.Join(c.Dir, "chunks"), filepath.Join(c.Dir, "tmp"))
 	db.packs.dir = filepath.Join(c.Dir, "packs")
 	db.ctx, db.cancel = context.WithCancel(context.Background())
-	if err := db.open(c); err != nil {
+	open := db.open
+	if c.RAM {
+		open = db.openRAM
+	}
+	if err := open(c); err != nil {
 		db.abandon()
 		return nil, fmt.Errorf("opening cache %q: %w", c.Dir, err)
 	}
@@ -129,7 +135,7 @@ func (db *DB) open(c Config) (err error) {
 	if err := emptyDir(db.chunks.tmp); err != nil {
 		return err
 	}
-	if db.space, err = newSpace(db.dir); err != nil {
+	if db.space, err = newSpace(partitionFree(db.dir)); err != nil {
 		return err
 	}
 	removed, err := db.space.freeForOpen(db.dir)
@@ -175,6 +181,27 @@ func (db *DB) open(c Config) (err error) {
 	}
 	now.phase = running
 	return db.writeMarker(now)
+}
+
+// openRAM opens a cache without a disk: nothing is there but state records.
+func (db *DB) openRAM(c Config) (err error) {
+	if c.Limit <= 0 {
+		return fmt.Errorf("a cache in memory needs a limit: %w", fs.ErrInvalid)
+	}
+	if err := os.MkdirAll(db.dir, 0o700); err != nil {
+		return err
+	}
+	if err := db.takeLock(); err != nil {
+		return err
+	}
+	if db.space, err = newSpace(memoryFree); err != nil {
+		return err
+	}
+	if db.ram, err = newRAM(); err != nil {
+		return err
+	}
+	db.useLimit(c.Limit)
+	return db.openState(map[string][]byte{})
 }
 
 // takeLock makes this process the owner.
@@ -275,6 +302,9 @@ func (db *DB) abandon() {
 	if db.badger != nil {
 		_ = guard(db.badger.Close)
 	}
+	if db.ram != nil {
+		db.ram.f.Close()
+	}
 	db.packs.close()
 	db.table.reset()
 	if db.lock != nil {
@@ -293,6 +323,9 @@ func (db *DB) Close() error {
 	db.wg.Wait()
 	db.chunks.close()
 	defer db.table.reset()
+	if db.ram != nil {
+		return errors.Join(db.ram.f.Close(), db.lock.Close())
+	}
 	short := func() bool { return !db.space.indexMayClose() }
 	for db.space.forget(); short() && db.evictNow(db.space.reserve, forSpace, short); {
 	}
@@ -326,6 +359,9 @@ func (db *DB) syncAll() error {
 	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
 }
 
+// Dir returns the directory.
+func (db *DB) Dir() string { return db.dir }
+
 // Sync returns when everything answered so far is recorded and on disk.
 func (db *DB) Sync(ctx context.Context) error {
 	if db.closed.Load() {
@@ -335,6 +371,9 @@ func (db *DB) Sync(ctx context.Context) error {
 		return err
 	}
 	db.writing.Release(pendingWrites)
+	if db.ram != nil {
+		return nil
+	}
 	db.space.forget()
 	if err := db.flush(); err != nil {
 		return err
@@ -428,6 +467,9 @@ func (db *DB) readLoc(k key, l loc, p []byte, off int64) error {
 }
 
 func (db *DB) readBlocks(k key, l loc, p []byte, off int64) error {
+	if db.ram != nil {
+		return db.ram.read(k, p, off)
+	}
 	if l.pack != 0 {
 		return db.packs.read(k, l, p, off)
 	}

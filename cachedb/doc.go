@@ -44,6 +44,15 @@
 // Packs and chunk files are complete in themselves: the index is rebuilt from them when it is damaged. The clock counts
 // insertions and orders objects by their last use.
 //
+// # In memory
+//
+// With Config.RAM objects lie in a file in memory instead of packs, chunks and index, and end with the process; DIR has lock and state alone. The
+// limit, pins and the order of eviction are the same, the free space watched is the machine's memory. Blocks carry no checksums.
+//
+// # Archives
+//
+// ArchiveWriter and ReadArchive carry objects from one cache to another in one file, which unpacked is a lower cache.
+//
 // # Lower cache
 //
 // Lower is a directory below the caches of many nodes; it needs no DB.

@@ -5,7 +5,19 @@ import (
 	"log/slog"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
+
+// RAMUsed returns the memory that objects of a cache in memory take, in bytes, as the kernel counts it.
+func RAMUsed(t *testing.T, db *DB) int64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(db.ram.f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Blocks * 512
+}
 
 // SetLayoutVersion makes the closed cache in dir look as if a program of that layout had written it.
 func SetLayoutVersion(t *testing.T, dir string, v uint32) {
@@ -14,7 +26,7 @@ func SetLayoutVersion(t *testing.T, dir string, v uint32) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	space, err := newSpace(dir)
+	space, err := newSpace(partitionFree(dir))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -191,7 +191,7 @@ func (db *DB) Put(d index.Digest, class Class, plain []byte) (bool, error) {
 // store writes an object to disk. It answers false, and counts, when that can't be.
 func (db *DB) store(k key, class Class, plain []byte) bool {
 	l := loc{size: uint32(len(plain)), class: class}
-	if len(plain) <= packMax {
+	if len(plain) <= packMax && db.ram == nil {
 		l.pack = 1 // until its place is known
 	}
 	why := &db.count.uncachedSpace
@@ -235,6 +235,9 @@ func (db *DB) write(k key, l loc, plain []byte) (kept bool, err error) {
 	l.used = db.table.clock.Add(1)
 	l.stamp = l.used
 	if l.pack == 0 {
+		if db.ram != nil {
+			return db.writeRAM(k, l, plain)
+		}
 		return db.writeChunk(k, l, plain)
 	}
 	buf := scratch(0)

@@ -197,6 +197,9 @@ func (db *DB) wroteIndex(n int64) {
 
 // setIndex writes one pair and syncs it.
 func (db *DB) setIndex(k, v []byte) error {
+	if db.ram != nil {
+		return nil
+	}
 	db.flushing.Lock()
 	defer db.flushing.Unlock()
 	n := int64(entryCost + len(k) + len(v))
@@ -289,6 +292,9 @@ type journal struct {
 
 // record says that what is known of k changed.
 func (db *DB) record(k key) {
+	if db.ram != nil {
+		return
+	}
 	db.journal.mu.Lock()
 	db.journal.keys = append(db.journal.keys, k)
 	db.journal.mu.Unlock()
@@ -379,6 +385,10 @@ func (db *DB) writeBatch(keys []key, dropped []uint32, sizes map[*pack]int64) er
 
 // measureIndex takes the disk usage of everything that is not an object.
 func (db *DB) measureIndex() {
+	if db.ram != nil {
+		db.quota.index.Store(db.table.memory())
+		return
+	}
 	n := diskUsage(filepath.Join(db.dir, "index"), filepath.Join(db.dir, "index.damaged")) + 16<<10
 	if dirs, err := os.ReadDir(db.chunks.dir); err == nil {
 		n += int64(len(dirs)+1) * fsBlock
@@ -404,7 +414,7 @@ func (db *DB) recorder() {
 			return
 		case <-tick.C:
 		}
-		if time.Since(recency) > recencyEvery {
+		if time.Since(recency) > recencyEvery && db.ram == nil {
 			recency = time.Now()
 			db.stampRecency()
 		}

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+
+	"github.com/skimfs/skimfs/index"
 )
 
 const defaultLimit = 20e9
@@ -510,8 +512,12 @@ func (db *DB) removeChunk(k key, l loc) bool {
 	if !db.table.remove(k, l) {
 		return false
 	}
-	if err := db.chunks.remove(k); err != nil {
-		db.log.Warn("removing chunk file", "digest", db.chunks.path(k), "err", err)
+	remove := db.chunks.remove
+	if db.ram != nil {
+		remove = func(k key) error { return db.ram.remove(k, int(l.size)) }
+	}
+	if err := remove(k); err != nil {
+		db.log.Warn("removing an object", "digest", index.SHA256Digest(k), "err", err)
 	}
 	db.giveBack(l.diskBytes())
 	db.record(k)

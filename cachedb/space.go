@@ -17,9 +17,9 @@ const (
 	freeValid = 20 * time.Millisecond
 )
 
-// space watches the partition's free bytes.
+// space watches the free bytes of the partition, or of memory.
 type space struct {
-	dir     string
+	measure func() (total, free int64, err error)
 	total   int64
 	reserve int64 // free bytes that objects leave alone; the index may use half of them
 
@@ -28,24 +28,25 @@ type space struct {
 	last  int64
 }
 
-func newSpace(dir string) (*space, error) {
-	s := &space{dir: dir}
-	free, err := s.statfs()
-	if err != nil {
+func newSpace(measure func() (total, free int64, err error)) (*space, error) {
+	s := &space{measure: measure, asked: time.Now()}
+	var err error
+	if s.total, s.last, err = measure(); err != nil {
 		return nil, err
 	}
-	s.asked, s.last = time.Now(), free
 	s.reserve = min(256<<20, max(16<<20, s.total/16))
 	return s, nil
 }
 
-func (s *space) statfs() (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.dir, &st); err != nil {
-		return 0, fmt.Errorf("free space of %q: %w", s.dir, err)
+// partitionFree measures the partition of dir, in bytes.
+func partitionFree(dir string) func() (total, free int64, err error) {
+	return func() (total, free int64, err error) {
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err != nil {
+			return 0, 0, fmt.Errorf("free space of %q: %w", dir, err)
+		}
+		return int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize, nil
 	}
-	s.total = int64(st.Blocks) * st.Bsize
-	return int64(st.Bavail) * st.Bsize, nil
 }
 
 // free returns the partition's free bytes, at most freeValid old. If they can't be had, there are none.
@@ -53,7 +54,7 @@ func (s *space) free() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if time.Since(s.asked) > freeValid {
-		s.last, _ = s.statfs()
+		_, s.last, _ = s.measure()
 		s.asked = time.Now()
 	}
 	return s.last

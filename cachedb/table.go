@@ -185,6 +185,17 @@ func freeSlots(s []slot) {
 	}
 }
 
+// memory is what the slots take, in bytes.
+func (t *table) memory() (n int64) {
+	for i := range t.shard {
+		s := &t.shard[i]
+		s.mu.RLock()
+		n += int64(len(s.slots)) * int64(unsafe.Sizeof(slot{}))
+		s.mu.RUnlock()
+	}
+	return n
+}
+
 // reset forgets everything.
 func (t *table) reset() {
 	for i := range t.shard {

@@ -90,7 +90,7 @@ const closeTime = time.Minute
 // closeCache leaves the cache clean if it can. A directory that somebody removed, as batch systems do at a job's end, is left alone: its
 // index would be written again and again.
 func (d *Daemon) closeCache() error {
-	if _, err := os.Stat(filepath.Join(d.place.cache, "lock")); err != nil {
+	if _, err := os.Stat(filepath.Join(d.db.Dir(), "lock")); err != nil {
 		return fmt.Errorf("the cache directory was removed while in use: %w", err)
 	}
 	closed := make(chan error, 1)
@@ -119,23 +119,46 @@ func (d *Daemon) open(ctx context.Context) error {
 	if err := fusefs.PrepareHelper(d.place.helper()); err != nil {
 		return err
 	}
-	real, err := cacheDir(d.place.cache)
+	c, err := d.cacheConfig()
 	if err != nil {
 		return err
 	}
-	d.place.cache = real
-	limit := cmp.Or(d.cfg.Quota, d.settings().Quota) // else what the cache remembers
 	for end := time.Now().Add(inUseWait); ; {
-		d.db, err = cachedb.Open(cachedb.Config{Dir: real, Limit: limit, Log: d.log})
+		d.db, err = cachedb.Open(c)
 		if !errors.Is(err, cachedb.ErrInUse) || time.Now().After(end) || ctx.Err() != nil {
 			break
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	if err != nil {
+	if err != nil || !c.RAM {
 		return err
 	}
-	return nil
+	// What was pinned went with the daemon before.
+	for key := range d.db.States(pinState) {
+		err = errors.Join(err, d.db.DeleteState(key))
+	}
+	return err
+}
+
+// cacheConfig says how the cache is opened.
+func (d *Daemon) cacheConfig() (cachedb.Config, error) {
+	c := cachedb.Config{Log: d.log}
+	if limit, ok := ramLimit(d.place.cache); ok {
+		c.Dir, c.RAM, c.Limit = d.place.ram(), true, limit
+		return c, nil
+	}
+	real, err := cacheDir(d.place.cache)
+	if err != nil {
+		return c, err
+	}
+	d.place.cache = real
+	if m := d.cfg.Memory; m != nil {
+		if c.Memory = *m; c.Memory == 0 {
+			c.Memory = -1
+		}
+	}
+	c.Dir, c.Limit = real, cmp.Or(d.cfg.Quota, d.settings().Quota) // else what the cache remembers
+	return c, nil
 }
 
 // serve answers until the daemon is to end, and takes everything down.

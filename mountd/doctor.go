@@ -192,6 +192,10 @@ func (d *doctor) directories() {
 
 // partition looks at the filesystem of the cache, of the nearest directory that exists. It is never one of ours: the daemon refuses that.
 func (d *doctor) partition(ctx context.Context) {
+	if limit, ok := ramLimit(d.Cache); ok {
+		d.memory(limit)
+		return
+	}
 	dir := realPath(d.Cache)
 	for dir != "/" {
 		if _, err := os.Lstat(dir); err == nil {
@@ -219,6 +223,20 @@ func (d *doctor) partition(ctx context.Context) {
 	default:
 		d.ok("cache", "%s has room for a cache of %d MB", dir, room>>20)
 	}
+}
+
+// memory looks at what a cache in memory leaves to the node's work.
+func (d *doctor) memory(limit int64) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		d.err("cache", "name a directory with `-o cache=DIR`", "the node's memory: %v", err)
+		return
+	}
+	if total := int64(info.Totalram) * int64(info.Unit); limit > total/2 {
+		d.warn("cache", "a smaller `cache = \"ram:SIZE\"` in skimfs.conf", "a cache of %d MB leaves less than half of the node's memory of %d MB", limit>>20, total>>20)
+		return
+	}
+	d.ok("cache", "a cache of %d MB in memory", limit>>20)
 }
 
 // cached is how much the cache has on disk already, as far as that can be counted in time.

@@ -5,13 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/skimfs/skimfs/cachedb"
 	"github.com/skimfs/skimfs/index"
@@ -33,7 +32,8 @@ type WorkRequest struct {
 	Source  string   `json:"source"`
 	Paths   []string `json:"paths,omitempty"` // below the source; none: all of it
 	Options Options  `json:"options"`
-	Rate    int64    `json:"rate,omitempty"` // bytes of content a second; 0: as fast as can be
+	Rate    int64    `json:"rate,omitempty"`  // bytes of content a second; 0: as fast as can be
+	Lower   bool     `json:"lower,omitempty"` // prefetch: bring all of it to the lower cache, too
 }
 
 // WorkProgress is a line of the answer; the last one has Done. Objects and bytes are of plain content, catalogs included.
@@ -44,6 +44,7 @@ type WorkProgress struct {
 	CachedBytes   int64  `json:"cached_bytes"`
 	Fetched       int64  `json:"fetched_objects"` // by this request
 	FetchedBytes  int64  `json:"fetched_bytes"`
+	Stored        int64  `json:"stored_objects"` // in the lower cache, by this request
 	Evicted       int64  `json:"evicted_objects"`
 	Pinned        bool   `json:"pinned"`
 	Done          bool   `json:"done"`
@@ -187,7 +188,7 @@ func (d *Daemon) begin(ctx context.Context, src Source, req WorkRequest) (*work,
 		d.origins.release(g)
 		return nil, nil, err
 	}
-	return &work{d: d, g: g, need: need, rate: req.Rate}, rev, nil
+	return &work{d: d, g: g, servers: g, src: src, o: o, need: need, rate: req.Rate}, rev, nil
 }
 
 // postWork answers with lines of WorkProgress.
@@ -232,6 +233,14 @@ func (d *Daemon) postWork(w http.ResponseWriter, r *http.Request) (any, error) {
 		if req.Action == Pin {
 			share, limit = "three quarters", d.db.Limit()/4*3-d.db.Stats().Pinned
 		}
+		if req.Lower {
+			limit = math.MaxInt64 // it need not stay here
+			release, err := k.toLower(r.Context(), rev, req.Action)
+			if err != nil {
+				return nil, err
+			}
+			defer release()
+		}
 		if need.bytes > limit {
 			return nil, problem(Conflict, "%s has %d bytes, more than is left of %s of the cache's limit of %d", req.Source, need.bytes, share, d.db.Limit())
 		}
@@ -249,97 +258,6 @@ func (d *Daemon) postWork(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	k.p.Done = true
 	return k.p, nil
-}
-
-// work brings objects to this node.
-type work struct {
-	d    *Daemon
-	g    *origin
-	need *needed
-	rate int64
-
-	mu   sync.Mutex // guards what follows
-	p    WorkProgress
-	next time.Time // when the rate allows the next object
-}
-
-const (
-	workers       = 16
-	progressEvery = 250 * time.Millisecond
-)
-
-// fetch fetches what is missing, and tells w how it goes.
-func (k *work) fetch(ctx context.Context, w http.ResponseWriter) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	done := make(chan error, 1)
-	k.d.wg.Go(func() { done <- k.fetchAll(ctx) })
-	tick := time.NewTicker(progressEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case err := <-done:
-			return err
-		case <-tick.C:
-			k.mu.Lock()
-			p := k.p
-			k.mu.Unlock()
-			if json.NewEncoder(w).Encode(p) != nil || http.NewResponseController(w).Flush() != nil {
-				cancel() // nobody waits
-			}
-		case <-k.d.ctx.Done():
-			cancel()
-		}
-	}
-}
-
-func (k *work) fetchAll(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(workers)
-	for digest, size := range k.need.size {
-		if k.d.db.Has(digest) {
-			continue
-		}
-		if err := k.pace(ctx, size); err != nil {
-			break
-		}
-		group.Go(func() error {
-			_, _, err := k.g.object(ctx, digest, size, k.need.class[digest], func() {
-				k.mu.Lock()
-				defer k.mu.Unlock()
-				k.p.Fetched++
-				k.p.FetchedBytes += size
-			})
-			if err != nil {
-				return fmt.Errorf("fetching %v: %w", digest, err)
-			}
-			k.mu.Lock()
-			defer k.mu.Unlock()
-			k.p.CachedObjects++
-			k.p.CachedBytes += size
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	if ctx.Err() != nil && context.Cause(ctx) != nil && !errors.Is(context.Cause(ctx), context.Canceled) {
-		return context.Cause(ctx)
-	}
-	return k.d.db.Sync(k.d.ctx)
-}
-
-// pace waits until the rate allows size bytes more.
-func (k *work) pace(ctx context.Context, size int64) error {
-	if k.rate <= 0 {
-		return ctx.Err()
-	}
-	if now := time.Now(); k.next.Before(now) {
-		k.next = now
-	}
-	at := k.next
-	k.next = at.Add(time.Duration(float64(size) / float64(k.rate) * float64(time.Second)))
-	return sleep(ctx, time.Until(at))
 }
 
 // pin marks what was fetched. What left meanwhile, in a cache under pressure, is told as an error and nothing stays pinned.

@@ -195,6 +195,30 @@ func (r *repository) share(ctx context.Context) error {
 	return r.lower.PutNotes(ctx, r.name, a.Note, whitelist, r.servers)
 }
 
+// toLower makes k fill the lower cache, and puts the notes there. From then on k fetches from servers alone: what comes from there must not be
+// written twice. The caller releases what that takes.
+func (k *work) toLower(ctx context.Context, rev *revision, action string) (release func(), err error) {
+	switch {
+	case action != Prefetch:
+		return nil, problem(Usage, "only a prefetch fills a lower cache")
+	case k.g.lower == nil:
+		return nil, problem(Usage, "no lower cache is named: cache_lower=DIR")
+	}
+	if !rev.offline {
+		if err := rev.share(ctx); err != nil {
+			return nil, err
+		}
+	}
+	o := k.o
+	o.Lower = ""
+	direct, err := k.d.origins.take(k.src, o, k.d.db, k.d.cfg.Version, k.d.log)
+	if err != nil {
+		return nil, err
+	}
+	k.lower, k.servers = k.g.lower, direct
+	return func() { k.d.origins.release(direct) }, nil
+}
+
 // LowerStatus tells what this daemon did with a lower cache.
 type LowerStatus struct {
 	Dir         string `json:"dir"`

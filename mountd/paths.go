@@ -221,10 +221,26 @@ func checkParent(what, dir string) error {
 	return nil
 }
 
-// daemonName names the daemon of a cache directory, for its socket, record and log.
+// daemonName names the daemon of a cache, for its socket, record and log.
 func daemonName(cache string) string {
-	sum := sha256.Sum256([]byte(realPath(cache)))
+	sum := sha256.Sum256([]byte(cache))
 	return "mountd-" + hex.EncodeToString(sum[:6])
+}
+
+// ramPrefix begins the name of a cache in memory; its limit in bytes follows.
+const ramPrefix = "ram:"
+
+// RAMCache names the cache in memory of at most limit bytes, where a cache directory is asked for.
+func RAMCache(limit int64) string { return ramPrefix + strconv.FormatInt(limit, 10) }
+
+// ramLimit returns the limit of a cache in memory; ok is false if cache is a directory.
+func ramLimit(cache string) (limit int64, ok bool) {
+	text, ok := strings.CutPrefix(cache, ramPrefix)
+	if !ok {
+		return 0, false
+	}
+	limit, err := strconv.ParseInt(text, 10, 64)
+	return limit, err == nil && limit > 0
 }
 
 // place is where the daemon of one cache directory is met.
@@ -236,12 +252,16 @@ func newPlace(h Home, cache string) place {
 	if cache == "" {
 		cache = h.Cache
 	}
-	return place{cache: realPath(cache), run: h.Run, state: h.State, name: daemonName(cache)}
+	if _, ok := ramLimit(cache); !ok {
+		cache = realPath(cache)
+	}
+	return place{cache: cache, run: h.Run, state: h.State, name: daemonName(cache)}
 }
 
 func (p place) socket() string   { return filepath.Join(p.run, p.name+".sock") }
 func (p place) record() string   { return filepath.Join(p.run, p.name+".json") }
 func (p place) starting() string { return filepath.Join(p.run, p.name+".lock") }
+func (p place) ram() string      { return filepath.Join(p.run, p.name+".ram") } // what a cache in memory has on disk
 func (p place) log() string      { return filepath.Join(p.state, p.name+".log") }
 
 // helper is the daemon's private directory for its mount helper.

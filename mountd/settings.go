@@ -63,7 +63,7 @@ func (d *Daemon) reload() (*ReloadReply, error) {
 		return nil, &Error{Usage, err}
 	}
 	old := d.config.Swap(next)
-	if old != nil && next.Quota != old.Quota && next.Quota > 0 && d.cfg.Quota == 0 {
+	if _, ram := ramLimit(d.place.cache); !ram && old != nil && next.Quota != old.Quota && next.Quota > 0 && d.cfg.Quota == 0 {
 		if err := d.db.SetLimit(next.Quota); err != nil {
 			d.log.Error("recording the cache limit", "err", err)
 		}

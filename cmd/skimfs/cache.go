@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -66,7 +65,7 @@ least recently used first. Pins may take three quarters of the limit: a size tha
 			return printLimit(cmd, *s)
 		},
 	}
-	limit.PersistentFlags().StringVar(&dir, "cache", "", "cache `directory` (default: the home's)")
+	limit.PersistentFlags().StringVar(&dir, "cache", "", "cache `directory`, or ram:SIZE (default: the home's)")
 	limit.AddCommand(set)
 	cmd.AddCommand(limit)
 	cmd.AddCommand(cacheWorkCommands()...)
@@ -77,7 +76,7 @@ func connectCache(ctx context.Context, dir string) (*mountd.Client, error) {
 	var o mountOptions
 	if dir != "" {
 		var err error
-		if o.cache, err = filepath.Abs(dir); err != nil {
+		if o.cache, err = parseCache(dir); err != nil {
 			return nil, err
 		}
 	}

@@ -24,6 +24,10 @@ func workCommand(action, short, long, example string, done func(p mountd.WorkPro
 	}
 	lists := optionFlag(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON (default off)")
+	var lower bool
+	if name == mountd.Prefetch {
+		cmd.Flags().BoolVar(&lower, "lower", false, "bring all of it to the lower cache (-o cache_lower=DIR), too (default off)")
+	}
 	fetches := name == mountd.Prefetch || name == mountd.Pin
 	if fetches {
 		cmd.Flags().StringVar(&rate, "rate", "", "at most so many bytes of content a second, a `size` as in 10MB (default: no limit)")
@@ -33,7 +37,7 @@ func workCommand(action, short, long, example string, done func(p mountd.WorkPro
 		if err != nil {
 			return usage(cmd, err)
 		}
-		req := mountd.WorkRequest{Action: name, Source: args[0], Paths: args[1:], Options: o.Options}
+		req := mountd.WorkRequest{Action: name, Source: args[0], Paths: args[1:], Options: o.Options, Lower: lower}
 		if rate != "" {
 			if req.Rate, err = parseSize(rate); err != nil {
 				return usage(cmd, err)
@@ -68,7 +72,13 @@ func prefetchCommand() *cobra.Command {
 		`Bring all of SOURCE, or only what lies below each PATH, into this node's cache. SOURCE is URL[#PATH] or NAME[/PATH] as for mount. What is
 cached already is not fetched again. Nothing is kept longer than other content: see "skimfs cache pin".`,
 		`  skimfs prefetch images.example.org/docker.io/library/python:3.12
-  skimfs prefetch --rate 20MB images.example.org/docker.io/library/python:3.12 /usr/lib`, fetchedText)
+  skimfs prefetch --rate 20MB images.example.org/docker.io/library/python:3.12 /usr/lib
+  skimfs prefetch --lower -o cache_lower=/lustre/skimfs images.example.org/docker.io/library/python:3.12`, func(p mountd.WorkProgress) string {
+			if p.Stored > 0 {
+				return fetchedText(p) + fmt.Sprintf(", %d stored in the lower cache", p.Stored)
+			}
+			return fetchedText(p)
+		})
 	cmd.GroupID = "node"
 	return cmd
 }
@@ -112,7 +122,7 @@ every ten seconds if anything changed: asking costs nothing.`,
   skimfs cache list --json | jq '.images[] | .cached_bytes / .bytes'`,
 		Args: cobra.NoArgs,
 	}
-	cmd.Flags().StringVar(&dir, "cache", "", "cache `directory` (default: the home's)")
+	cmd.Flags().StringVar(&dir, "cache", "", "cache `directory`, or ram:SIZE (default: the home's)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON (default off)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := connectCache(cmd.Context(), dir)
@@ -148,7 +158,7 @@ func cacheTrimCommand() *cobra.Command {
   skimfs cache trim 500MB --cache /scratch/skimfs`,
 		Args: cobra.ExactArgs(1),
 	}
-	cmd.Flags().StringVar(&dir, "cache", "", "cache `directory` (default: the home's)")
+	cmd.Flags().StringVar(&dir, "cache", "", "cache `directory`, or ram:SIZE (default: the home's)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		size, err := parseSize(args[0])
 		if err != nil {
@@ -181,7 +191,7 @@ object is never served, verified or not: this finds it before it is needed. The 
   skimfs cache verify --repair`,
 		Args: cobra.NoArgs,
 	}
-	cmd.Flags().StringVar(&dir, "cache", "", "cache `directory` (default: the home's)")
+	cmd.Flags().StringVar(&dir, "cache", "", "cache `directory`, or ram:SIZE (default: the home's)")
 	cmd.Flags().BoolVar(&repair, "repair", false, "drop what is damaged, so that it is fetched again (default off)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON (default off)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

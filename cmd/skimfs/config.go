@@ -36,12 +36,12 @@ type config struct {
 
 // Keys of the table that only files, or only commands, may set.
 var (
-	fileOnly    = []string{"log_level", "keys", "metrics_listen", "socket_group"}
+	fileOnly    = []string{"log_level", "keys", "metrics_listen", "socket_group", "cache_mem"}
 	commandOnly = []string{"ro", "remount", "idle"}
 	// daemonWide are the keys that a section for a repository can't have.
-	daemonWide = []string{"cache", "quota", "log_level", "keys", "metrics_listen", "socket_group"}
+	daemonWide = []string{"cache", "quota", "log_level", "keys", "metrics_listen", "socket_group", "cache_mem"}
 	// ownDaemon are the keys that the site's files set for root's daemon alone: a user's has its own places.
-	ownDaemon = []string{"cache", "quota", "log_level", "keys", "metrics_listen", "socket_group", "uid", "gid", "uid_map", "gid_map", "allow_other"}
+	ownDaemon = []string{"cache", "quota", "log_level", "keys", "metrics_listen", "socket_group", "cache_mem", "uid", "gid", "uid_map", "gid_map", "allow_other"}
 )
 
 // loadConfig reads files, and the *.conf of directories in order of their names. What isn't there is no error. skip names keys of the
@@ -207,7 +207,7 @@ func daemonSettings(h mountd.Home, level *slog.LevelVar) (*mountd.Settings, erro
 	o := c.options("")
 	level.Set(o.logLevel)
 	return &mountd.Settings{Quota: o.quota, Keys: o.keys, Repository: func(name string) mountd.Options { return c.options(name).Options },
-		AtStart: map[string]string{"cache": o.cache, "metrics_listen": o.metricsListen, "socket_group": fmt.Sprint(o.group)}}, nil
+		AtStart: map[string]string{"cache": o.cache, "metrics_listen": o.metricsListen, "socket_group": fmt.Sprint(o.group), "cache_mem": c.all["cache_mem"].Value}}, nil
 }
 
 func parseLevel(v string) (level slog.Level, err error) {

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -11,6 +12,10 @@ import (
 
 	"github.com/skimfs/skimfs/mountd"
 )
+
+// garbagePercent is how much garbage the daemon's heap holds beside what lives. That is mostly objects and catalogs, in which the collector has
+// nothing to look for: collecting more often than by default costs little, and nodes are short of memory.
+const garbagePercent = 40
 
 func mountdCommand() *cobra.Command {
 	var cache, quota string
@@ -26,7 +31,7 @@ start it by themselves; root's runs as skimfs-mountd.service. What was mounted w
   skimfs mountd --cache /scratch/skimfs --quota 100GB`,
 		Args: cobra.NoArgs,
 	}
-	cmd.Flags().StringVar(&cache, "cache", "", "cache `directory` (default root: /var/cache/skimfs)")
+	cmd.Flags().StringVar(&cache, "cache", "", "cache `directory`, or ram:SIZE (default root: /var/cache/skimfs)")
 	cmd.Flags().StringVar(&quota, "quota", "", "limit of the cache on disk, a `size` (default: as set before, else 20 GB, at most 70 % of what is free)")
 	cmd.Flags().DurationVar(&idle, "idle", 0, "end after so long without a mount")
 	cmd.Flags().IntVar(&readyFD, "ready-fd", 0, "report to this descriptor when ready")
@@ -40,6 +45,9 @@ start it by themselves; root's runs as skimfs-mountd.service. What was mounted w
 		if err != nil {
 			return nodeError(err, about{})
 		}
+		if os.Getenv("GOGC") == "" {
+			debug.SetGCPercent(garbagePercent)
+		}
 		level := &slog.LevelVar{}
 		files, err := homeConfig(h)
 		if err != nil {
@@ -47,6 +55,8 @@ start it by themselves; root's runs as skimfs-mountd.service. What was mounted w
 		}
 		if cache == "" {
 			cache = files.options("").cache
+		} else if cache, err = parseCache(cache); err != nil {
+			return usage(cmd, err)
 		}
 		hangup := make(chan os.Signal, 1)
 		signal.Notify(hangup, syscall.SIGHUP)
@@ -54,7 +64,7 @@ start it by themselves; root's runs as skimfs-mountd.service. What was mounted w
 		cfg := mountd.Config{
 			Home: h, Cache: cache, Idle: idle, Version: version(), Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 			Load: func() (*mountd.Settings, error) { return daemonSettings(h, level) }, Reload: hangup,
-			MetricsListen: files.options("").metricsListen, Group: files.options("").group,
+			MetricsListen: files.options("").metricsListen, Group: files.options("").group, Memory: files.options("").memory,
 		}
 		if quota != "" {
 			if cfg.Quota, err = parseSize(quota); err != nil {

@@ -29,6 +29,7 @@ type mountOptions struct {
 	logLevel      slog.Level
 	metricsListen string
 	group         uint32
+	memory        *int64 // of the tier in memory
 	keys          []string
 }
 
@@ -63,8 +64,8 @@ var options = []option{
 		}
 		return nil
 	}},
-	{"cache", "DIR", "the home's", "cache directory: each has a daemon of its own", false, func(o *mountOptions, v string) (err error) {
-		o.cache, err = filepath.Abs(v)
+	{"cache", "DIR|ram:SIZE", "the home's", "cache directory, or a cache in memory: each has a daemon of its own", false, func(o *mountOptions, v string) (err error) {
+		o.cache, err = parseCache(v)
 		return err
 	}},
 	{"cache_lower", "DIR", "none", "lower cache on a shared filesystem: files of objects, looked at before the servers and filled if that is allowed", false, func(o *mountOptions, v string) (err error) {
@@ -177,6 +178,17 @@ var options = []option{
 	{"socket_group", "GROUP", "none", "file only: name or number of the group whose members may mount with root's daemon; from its start on", false, func(o *mountOptions, v string) (err error) {
 		o.group, err = parseGroup(v)
 		return err
+	}},
+	{"cache_mem", "SIZE|0", "32MiB", "file only: decompressed objects kept in memory above a cache on disk; from the daemon's start on", false, func(o *mountOptions, v string) error {
+		var n int64
+		if v != "0" {
+			var err error
+			if n, err = parseSize(v); err != nil {
+				return err
+			}
+		}
+		o.memory = &n
+		return nil
 	}},
 	{"log_level", "LEVEL", "info", "file only: debug, info, warn or error", false, func(o *mountOptions, v string) (err error) {
 		o.logLevel, err = parseLevel(v)
@@ -351,6 +363,22 @@ func optionsHelp() string {
 		fmt.Fprintf(&b, "  %-18s %s (%s)\n", name, o.help, o.def)
 	}
 	return strings.TrimRight(b.String(), "\n")
+}
+
+// smallestRAM is the least that a cache in memory works with: some chunks, and some catalogs.
+const smallestRAM = 64 << 20
+
+// parseCache reads the name of a cache: a directory, or ram: and a size.
+func parseCache(v string) (string, error) {
+	text, ok := strings.CutPrefix(v, "ram:")
+	if !ok {
+		return filepath.Abs(v)
+	}
+	limit, err := parseSize(text)
+	if err == nil && limit < smallestRAM {
+		err = fmt.Errorf("%q is too small for a cache in memory: at least %s", text, bytesText(smallestRAM))
+	}
+	return mountd.RAMCache(limit), err
 }
 
 func parseYes(v string) (bool, error) {

@@ -230,6 +230,7 @@ func TestRequestEnds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		c.lookup = func(context.Context, string) ([]net.IPAddr, error) { return nil, errors.New("no name server") }
 		faults := make([]func() (*http.Response, error), proxies)
 		for i := range faults {
 			faults[i] = func() (*http.Response, error) {

@@ -55,6 +55,9 @@ func (e *Error) Temporary() bool {
 	return false
 }
 
+// Answered reports whether there was an answer, of content that is missing or wrong: not silence, not a refusal.
+func (e *Error) Answered() bool { return e.kind == kindMissing || e.kind == kindContent }
+
 // statusError is an answer whose status ends the attempt.
 type statusError struct{ code int }
 

@@ -44,6 +44,10 @@ func (c *Client) probe() {
 	cur := path{c.proxies.cur, c.servers.cur}
 	c.mu.Unlock()
 
+	tries := 1
+	if c.servers.sort {
+		tries = 2 // the first one may have to connect
+	}
 	ways := make([]path, 0, len(proxies)+len(servers))
 	for _, m := range proxies {
 		ways = append(ways, path{m, cur.server})
@@ -54,7 +58,7 @@ func (c *Client) probe() {
 	took, faults := make([]time.Duration, len(ways)), make([]*fault, len(ways))
 	var asking sync.WaitGroup
 	for i, w := range ways {
-		asking.Go(func() { took[i], faults[i] = c.ask(w) })
+		asking.Go(func() { took[i], faults[i] = c.ask(w, tries) })
 	}
 	asking.Wait()
 
@@ -91,11 +95,11 @@ func (c *Client) probe() {
 	})
 }
 
-// ask asks the server of w itself, past the caches, and returns how long that took on a connection that there is.
-func (c *Client) ask(w path) (time.Duration, *fault) {
+// ask asks the server of w itself, past the caches, so many times, and returns how long the last took.
+func (c *Client) ask(w path, tries int) (time.Duration, *fault) {
 	probe := &want{path: probeFile, limit: maxFile, check: func([]byte) ([]byte, error) { return nil, nil }}
 	var took time.Duration
-	for range 2 { // the first one may have to connect
+	for range tries {
 		begin := time.Now()
 		if _, f := c.try(c.ctx, &route{path: w, noCache: true}, probe); f != nil {
 			c.count.probesNo.add(1)

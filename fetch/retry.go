@@ -118,7 +118,7 @@ func judgeStatus(code int, h http.Header, proxied bool) *fault {
 		f.side, f.kind = sideData, kindMissing
 	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable:
 		f.kind, f.again, f.after = kindBusy, true, retryAfter(h.Get("Retry-After"), time.Now())
-	case code == http.StatusBadRequest, code >= 500:
+	case code == http.StatusBadRequest, code == http.StatusUnauthorized, code >= 500: // a proxy's own is 407
 	case proxied:
 		f.side = sideProxy
 	}

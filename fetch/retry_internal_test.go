@@ -71,6 +71,7 @@ func TestW05JudgeStatus(t *testing.T) {
 		{504, http.Header{"Proxy-Status": {"cache; error=connection_timeout"}}, true, sideProxy, kindStatus, false},
 		{504, http.Header{"Proxy-Status": {"cache; received-status=504"}}, true, sideHost, kindStatus, false},
 		{400, nil, true, sideHost, kindStatus, false},
+		{401, nil, true, sideHost, kindStatus, false},
 		{403, nil, true, sideProxy, kindStatus, false},
 		{403, nil, false, sideHost, kindStatus, false},
 		{407, nil, true, sideProxy, kindStatus, false},

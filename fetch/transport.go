@@ -172,7 +172,8 @@ func (c *Client) receive(parent context.Context, r *route, w *want) (body []byte
 	defer g.stop()
 	if resp.StatusCode != http.StatusOK {
 		c.count.bytes.add(drain(resp.Body))
-		return nil, first, judgeStatus(resp.StatusCode, resp.Header, proxied)
+		// Inside a tunnel the proxy has no voice.
+		return nil, first, judgeStatus(resp.StatusCode, resp.Header, proxied && req.URL.Scheme == "http")
 	}
 	if e := resp.Header.Get("Content-Encoding"); e != "" && e != "identity" {
 		return nil, first, fail(errEncoded)

@@ -22,7 +22,7 @@ const (
 	Expired     Kind = "expired"     // the whitelist is out of time
 	Revoked     Kind = "revoked"     // by the whitelist
 	Rollback    Kind = "rollback"    // older than what was accepted before
-	Unreachable Kind = "unreachable" // no server answered
+	Unreachable Kind = "unreachable" // no server answered, or only to refuse
 	Damaged     Kind = "damaged"     // servers answered, with something that is missing or wrong
 	NotFound    Kind = "not-found"   // the repository has no such path
 	Target      Kind = "target"      // the target directory can't be mounted on
@@ -71,10 +71,10 @@ func KindOf(err error) Kind {
 	case errors.Is(err, index.ErrSignature):
 		return WrongKey
 	case errors.As(err, &transfer):
-		if transfer.Temporary() {
-			return Unreachable
+		if transfer.Answered() {
+			return Damaged
 		}
-		return Damaged
+		return Unreachable
 	case errors.Is(err, context.DeadlineExceeded):
 		return Unreachable
 	case errors.Is(err, cachedb.ErrInUse), errors.Is(err, cachedb.ErrFull), errors.Is(err, cachedb.ErrLayout), errors.Is(err, errNetworkFS):

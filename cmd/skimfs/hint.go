@@ -36,7 +36,7 @@ func nodeHint(err error, a about) string {
 	case mountd.Rollback:
 		return "a server or proxy gives an old revision: name another with -o server=URL, or ask the publisher"
 	case mountd.Unreachable:
-		return "check the address, the network and the proxy (-o proxy=LIST); what was mounted before mounts offline"
+		return "check the address, the network, the proxy (-o proxy=LIST) and what the server wants to see or shows (-o auth=FILE, ca=FILE); what was mounted before mounts offline"
 	case mountd.Damaged:
 		return "the copy on the server is incomplete or damaged: `skimfs repo verify` finds out; -o server=URL names another mirror"
 	case mountd.NotFound:

@@ -44,6 +44,8 @@ Nothing is deleted unless --gc is given: then what no mirrored revision within t
 	keys := publisherKeys(cmd)
 	pubkey := cmd.Flags().String("pubkey", "", "file with the repository's public key (default NAME.pub in the directory of keys)")
 	proxy := cmd.Flags().String("proxy", "DIRECT", "proxies, as in the mount option of that name")
+	auth := cmd.Flags().String("auth", "", "file with credentials by server, as in the mount option of that name")
+	ca := cmd.Flags().String("ca", "", "file with certificates to trust besides the system's")
 	jobs := cmd.Flags().Int("jobs", 16, "objects under way at once")
 	check := cmd.Flags().Bool("check", false, "read what is there already, and copy anew what is damaged")
 	gc := cmd.Flags().Bool("gc", false, "delete what no mirrored revision within the retention time needs")
@@ -60,7 +62,13 @@ Nothing is deleted unless --gc is given: then what no mirrored revision within t
 		if err != nil {
 			return err
 		}
-		client, err := fetch.New(fetch.Config{Servers: args[:1], Proxies: *proxy, Connections: *jobs, UserAgent: "skimfs-mirror/" + version(), Log: rc.Log})
+		origin := fetch.Config{Servers: args[:1], Proxies: *proxy, CAFile: *ca, Connections: *jobs, UserAgent: "skimfs-mirror/" + version(), Log: rc.Log}
+		if *auth != "" {
+			if origin.Auth, err = fetch.ReadCredentials(*auth); err != nil {
+				return usage(cmd, err)
+			}
+		}
+		client, err := fetch.New(origin)
 		if err != nil {
 			return usage(cmd, err)
 		}

@@ -2,10 +2,17 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/skimfs/skimfs/internal/testkit"
 	"github.com/skimfs/skimfs/publish"
@@ -38,6 +45,54 @@ func TestMirrorP06IsMountedWhenTheOriginIsGone(t *testing.T) {
 	n.ok("mount", testName+"/"+testImage, target, "-o", "server="+testkit.StartNginx(t, dir).URL)
 	if got := n.read(filepath.Join(target, "big")); got != string(w.big) {
 		t.Error("big has other bytes")
+	}
+}
+
+// P06: a run that is killed leaves the mirror as it was, and the next one asks for what is missing only.
+func TestMirrorP06KilledGoesOn(t *testing.T) {
+	t.Parallel()
+	w := published(t)
+	s, n := serveWorld(t, w), newNode(t, w)
+	total := 0
+	for path := range w.files {
+		if strings.HasPrefix(path, "objects/") {
+			total++
+		}
+	}
+	var asked atomic.Int64
+	slow := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/objects/") {
+			asked.Add(1)
+			time.Sleep(10 * time.Millisecond) // so that the kill comes in the middle
+		}
+		s.ServeHTTP(rw, r)
+	}))
+	t.Cleanup(slow.Close)
+	const jobs, kills = 4, 3
+	dir := filepath.Join(t.TempDir(), "mirror")
+	args := []string{"repo", "mirror", slow.URL, dir, "--pubkey", w.pub(), "--jobs", strconv.Itoa(jobs)}
+	for kill := range kills {
+		cmd := testkit.Command(t, n.home, args...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		n.await("a part of the objects", func() bool { return asked.Load() >= int64((kill+1)*total/(kills+2)) })
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if cmd.Wait(); cmd.ProcessState.Success() {
+			t.Fatal("it was done before it was killed: nothing is measured")
+		}
+		if _, err := os.Stat(filepath.Join(dir, "manifest")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("after kill %d there is a manifest: %v", kill, err)
+		}
+	}
+	n.ok(args...)
+	if out := n.ok("repo", "verify", dir, "--keys", w.keys); !strings.Contains(out, "2 images") {
+		t.Errorf("verify: %s", out)
+	}
+	if got := int(asked.Load()); got > total+kills*jobs {
+		t.Errorf("%d requests for %d objects", got, total)
 	}
 }
 

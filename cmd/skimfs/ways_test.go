@@ -1,11 +1,16 @@
 package main
 
 import (
+	"encoding/pem"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/skimfs/skimfs/internal/testkit"
@@ -103,6 +108,59 @@ func TestWaysThroughRealSquidsW07(t *testing.T) {
 			t.Errorf("log:\n%s", got)
 		}
 	})
+}
+
+// W15, W22: an https server with a certificate of the site's own and a token that only it is told, through a squid's tunnel.
+func TestGuardedServerThroughASquidW22(t *testing.T) {
+	t.Parallel()
+	w := published(t)
+	s, n, squid := serveWorld(t, w), newNode(t, w), testkit.StartSquid(t)
+	var told atomic.Bool
+	elsewhere := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "" {
+			told.Store(true)
+		}
+		s.ServeHTTP(rw, r)
+	}))
+	elsewhere.StartTLS()
+	t.Cleanup(elsewhere.Close)
+	guarded := httptest.NewTLSServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Header.Get("Authorization") != "Bearer t0ken":
+			rw.WriteHeader(http.StatusUnauthorized)
+		case strings.HasPrefix(r.URL.Path, "/objects/"):
+			http.Redirect(rw, r, elsewhere.URL+r.URL.Path, http.StatusTemporaryRedirect)
+		default:
+			s.ServeHTTP(rw, r)
+		}
+	}))
+	t.Cleanup(guarded.Close)
+	ca, auth := filepath.Join(t.TempDir(), "ca.pem"), filepath.Join(t.TempDir(), "auth")
+	writeTest(t, ca, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: guarded.Certificate().Raw})))
+	if err := os.WriteFile(auth, []byte(strings.TrimPrefix(guarded.URL, "https://")+" bearer t0ken\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	source, way := guarded.URL+"#"+testImage, shortDeadline+",proxy="+squid.URL+";DIRECT"
+	target := n.target("m")
+	oneHint(t, n.run("mount", source, target, "-o", way), exitMountFailed, "certificate", "proxy")
+	oneHint(t, n.run("mount", source, target, "-o", way+",ca="+ca), exitMountFailed, "401", "auth=FILE")
+	n.ok("mount", source, target, "-o", way+",ca="+ca+",auth="+auth)
+	if got := n.read(filepath.Join(target, "big")); got != string(w.big) {
+		t.Errorf("read %d bytes", len(got))
+	}
+	if told.Load() {
+		t.Error("another host was told the token")
+	}
+	if strings.Contains(n.log(), "t0ken") || strings.Contains(n.log(), "proxy switched") {
+		t.Errorf("log:\n%s", n.log())
+	}
+	dir := filepath.Join(t.TempDir(), "mirror")
+	n.ok("repo", "mirror", guarded.URL, dir, "--pubkey", w.pub(), "--ca", ca, "--auth", auth, "--proxy", squid.URL)
+	for _, r := range squid.Log() {
+		if r.Method != "CONNECT" {
+			t.Errorf("the squid saw %s %s", r.Method, r.URI)
+		}
+	}
 }
 
 // One transfer for an object, whoever asks in whichever mount of the daemon; and an error is no lasting one.

@@ -13,7 +13,7 @@ import (
 // Config.Lookup, sooner while one of its addresses fails. What can't be looked up keeps the addresses it had.
 const (
 	maxAddresses  = 16              // of a name
-	lookupTimeout = 3 * time.Second // as CernVM-FS
+	lookupTimeout = 3 * time.Second // as CernVM-FS, at most Config.Timeout
 	lookupSooner  = 5 * time.Second
 )
 
@@ -43,7 +43,7 @@ func (m *member) due(now time.Time, every time.Duration) bool {
 
 // lookUp finds the addresses of p's name.
 func (c *Client) lookUp(p *Proxy, n *name) {
-	ctx, cancel := context.WithTimeout(c.ctx, lookupTimeout)
+	ctx, cancel := context.WithTimeout(c.ctx, min(lookupTimeout, c.cfg.Timeout))
 	ips, err := c.lookup(ctx, n.host)
 	cancel()
 	addrs := chosen(ips)

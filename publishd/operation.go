@@ -149,6 +149,9 @@ type job struct {
 
 func (j *job) resolved() bool { return j.Digest != "" || j.Registry == "" }
 
+// needsWorker says whether the next step is a worker's: one that is not resolved yet, or is a recipe, is looked after by the daemon.
+func (j *job) needsWorker() bool { return j.resolved() && j.Request.Kind != ConvertMany }
+
 // effective is the priority after so long in the queue: one more for each aging, so that nothing starves.
 func (j *job) effective(now time.Time, aging time.Duration) int {
 	return min(j.Priority+int(now.Sub(j.Created)/aging), 9)

@@ -44,6 +44,7 @@ type queue struct {
 	waiters  map[string]map[string]bool // job → operations
 	children map[string]map[string]bool // operation → operations
 	live     map[string]bool            // jobs that are not final
+	light    map[string]bool            // those of them that need no worker: to be resolved, or recipes
 	keys     map[string]string          // key of work → live job
 	names    map[string]string          // reference or name → newest operation
 	idem     map[string]string          // submitter and request id → operation
@@ -53,7 +54,7 @@ type queue struct {
 // openQueue connects to url, or runs a server of its own in this process, with its files below dir and no port.
 func openQueue(ctx context.Context, dir, url string, sync bool, log *slog.Logger) (*queue, error) {
 	q := &queue{log: log, changed: make(chan struct{}), ops: map[string]*op{}, jobs: map[string]*job{}, waiters: map[string]map[string]bool{}, children: map[string]map[string]bool{},
-		live: map[string]bool{}, keys: map[string]string{}, names: map[string]string{}, idem: map[string]string{}}
+		live: map[string]bool{}, light: map[string]bool{}, keys: map[string]string{}, names: map[string]string{}, idem: map[string]string{}}
 	if err := q.connect(dir, url, sync); err != nil {
 		q.close()
 		return nil, err
@@ -227,6 +228,7 @@ func (q *queue) applyJob(id string, e jetstream.KeyValueEntry, gone bool) {
 	}
 	delete(q.jobs, id)
 	delete(q.live, id)
+	delete(q.light, id)
 	if gone {
 		return
 	}
@@ -239,6 +241,9 @@ func (q *queue) applyJob(id string, e jetstream.KeyValueEntry, gone bool) {
 	q.jobs[id] = j
 	if !j.State.Final() {
 		q.live[id] = true
+		if !j.needsWorker() {
+			q.light[id] = true
+		}
 		if q.keys[j.Key] == "" {
 			q.keys[j.Key] = id
 		}

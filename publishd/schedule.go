@@ -42,7 +42,11 @@ func (d *Daemon) schedule(ctx context.Context) {
 	now := time.Now()
 	d.queue.mu.Lock()
 	var all []*job
-	for id := range d.queue.live {
+	candidates := d.queue.live
+	if room <= 0 {
+		candidates = d.queue.light // nothing else can begin, and there may be many
+	}
+	for id := range candidates {
 		if j := d.queue.jobs[id]; j.runnable(now) || j.State == Running && j.Request.Kind == ConvertMany {
 			all = append(all, j)
 		}
@@ -104,8 +108,7 @@ func (d *Daemon) next(all []*job, now time.Time, run, resolve bool) *job {
 		if j == nil || d.resolving[j.ID] || d.running[j.ID] != nil {
 			continue
 		}
-		light := !j.resolved() || j.Request.Kind == ConvertMany
-		if light && !resolve || !light && (!run || j.Registry != "" && regs[j.Registry] >= d.cfg.PerRegistry) {
+		if w := j.needsWorker(); !w && !resolve || w && (!run || j.Registry != "" && regs[j.Registry] >= d.cfg.PerRegistry) {
 			continue
 		}
 		if until, ok := d.rests[j.Registry]; ok && j.Registry != "" && now.Before(until) {

@@ -81,7 +81,7 @@ docs: build ## write man pages and completions, made from the command table, to 
 install: docs ## install below PREFIX (/usr/local); DESTDIR for packages
 	install -D -m 0755 $(OUT)/skimfs $(DESTDIR)$(BINDIR)/skimfs
 	install -d $(DESTDIR)$(SBINDIR) && for name in mount.skimfs mount.fuse.skimfs; do ln -sf $(BINDIR)/skimfs $(DESTDIR)$(SBINDIR)/$$name; done
-	install -d $(DESTDIR)$(PREFIX)/share/man/man1 && install -m 0644 $(OUT)/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	for section in 1 8; do install -d $(DESTDIR)$(PREFIX)/share/man/man$$section && install -m 0644 $(OUT)/man/*.$$section $(DESTDIR)$(PREFIX)/share/man/man$$section/; done
 	install -D -m 0644 $(OUT)/completion/skimfs.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/skimfs
 	install -D -m 0644 $(OUT)/completion/skimfs.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs
 	install -D -m 0644 $(OUT)/completion/skimfs.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish
@@ -97,7 +97,7 @@ install: docs ## install below PREFIX (/usr/local); DESTDIR for packages
 	sed -i 's|^\(Exec[A-Za-z]*\)=/usr/bin/skimfs|\1=$(BINDIR)/skimfs|' $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(wildcard packaging/systemd/*.service)))
 
 uninstall: ## remove what install put there
-	rm -f $(DESTDIR)$(BINDIR)/skimfs $(DESTDIR)$(SBINDIR)/mount.skimfs $(DESTDIR)$(SBINDIR)/mount.fuse.skimfs $(DESTDIR)$(PREFIX)/share/man/man1/skimfs.1 $(DESTDIR)$(PREFIX)/share/man/man1/skimfs-*.1 \
+	rm -f $(DESTDIR)$(BINDIR)/skimfs $(DESTDIR)$(SBINDIR)/mount.skimfs $(DESTDIR)$(SBINDIR)/mount.fuse.skimfs $(DESTDIR)$(PREFIX)/share/man/man1/skimfs.1 $(DESTDIR)$(PREFIX)/share/man/man1/skimfs-*.1 $(DESTDIR)$(PREFIX)/share/man/man8/mount*.skimfs.8 \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/skimfs $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skimfs \
 		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skimfs.fish $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(wildcard packaging/systemd/*))) \
 		$(DESTDIR)$(PREFIX)/share/doc/skimfs/skimfs.conf $(DESTDIR)$(PREFIX)/share/doc/skimfs/grafana.json

@@ -24,7 +24,7 @@
 //
 // # Control API
 //
-// HTTP and JSON over the unix socket, for the daemon's own user and root. Errors are {"kind": …, "message": …}; see [Kind].
+// HTTP and JSON over the unix socket, for the daemon's own user and root, and within limits for the members of [Config.Group]. Errors are {"kind": …, "message": …}; see [Kind].
 //
 //	POST   /v1/mounts                         MountRequest → MountReply; the same again is no error
 //	DELETE /v1/mounts?target=&lazy=true

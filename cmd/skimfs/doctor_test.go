@@ -188,6 +188,9 @@ func TestHangingMountHangsNoToolX01(t *testing.T) {
 	if !seen {
 		t.Errorf("fuser lists %+v, want sleep with its cwd, pid %d", users, user.Process.Pid)
 	}
+	if r := n.run("status"); r.status != exitFailed || !strings.Contains(r.stderr, "does not answer within") {
+		t.Errorf("status of a daemon that hangs: status %d, %s%s", r.status, r.stdout, r.stderr)
+	}
 	report := filepath.Join(n.home, "report.tar.gz")
 	n.ok("bugreport", "--output", report)
 	if took := time.Since(begun); took > 50*time.Second {

@@ -33,7 +33,7 @@ func TestPackages(t *testing.T) {
 		out := sh(t, list)
 		for _, want := range []string{
 			"/usr/bin/skimfs", "/usr/sbin/mount.skimfs", "/usr/lib/systemd/system/skimfs-mountd.service", "/usr/lib/systemd/system/skimfs-publishd.service", "/usr/lib/systemd/system/skimfs@.service", "/usr/share/skimfs/bee/skimfs_bee.py", "/etc/skimfs/skimfs.conf",
-			"/usr/share/man/man1/skimfs-mount.1.gz", "/usr/share/bash-completion/completions/skimfs", "/usr/libexec/skimfs/condor-probe", "/examples/slurm/prolog.sh",
+			"/usr/share/man/man1/skimfs-mount.1.gz", "/usr/share/man/man8/mount.skimfs.8.gz", "/usr/share/bash-completion/completions/skimfs", "/usr/libexec/skimfs/condor-probe", "/examples/slurm/prolog.sh",
 		} {
 			if !strings.Contains(out, want) {
 				t.Errorf("%s lists no %s", list, want)
@@ -46,7 +46,7 @@ func TestPackages(t *testing.T) {
 		if out := sh(t, `lintian --allow-root --dont-check-part documentation/manual --fail-on error "$1"/*.deb`); strings.Contains(out, "E: ") {
 			t.Errorf("lintian: %s", out)
 		}
-		if out := sh(t, `dpkg-deb --fsys-tarfile "$1"/*.deb | tar -xO --wildcards './usr/share/man/man1/*' | zcat | groff -Kutf8 -man -Tutf8 -ww -z`); out != "" {
+		if out := sh(t, `dpkg-deb --fsys-tarfile "$1"/*.deb | tar -xO --wildcards './usr/share/man/man*/*skimfs*' | zcat | groff -Kutf8 -man -Tutf8 -ww -z`); out != "" {
 			t.Errorf("groff: %s", out)
 		}
 	})

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -37,9 +38,9 @@ directories. A daemon that died is started again first, with its mounts. No moun
 		}
 		list := []*mountd.Status{}
 		for _, c := range clients {
-			s, err := c.Status(cmd.Context())
+			s, err := statusOf(cmd.Context(), c)
 			if err != nil {
-				return nodeError(err, about{})
+				return err
 			}
 			list = append(list, s)
 		}
@@ -50,6 +51,23 @@ directories. A daemon that died is started again first, with its mounts. No moun
 		return nil
 	}
 	return cmd
+}
+
+// statusTime is for a daemon to tell its status, which it has in memory.
+const statusTime = 5 * time.Second
+
+// statusOf asks a daemon, and does not hang with it.
+func statusOf(ctx context.Context, c *mountd.Client) (*mountd.Status, error) {
+	limited, cancel := context.WithTimeout(ctx, statusTime)
+	defer cancel()
+	s, err := c.Status(limited)
+	if limited.Err() != nil && ctx.Err() == nil {
+		return nil, &statusError{
+			status: exitFailed, hint: "`skimfs bugreport` collects what is known; ended and started again, a daemon has its mounts back",
+			err: fmt.Errorf("the daemon of cache %q does not answer within %v", c.Cache(), statusTime),
+		}
+	}
+	return s, nodeError(err, about{})
 }
 
 // allStatus is the JSON of several daemons: the first one, which is the home's unless that doesn't run, and then the others.

@@ -131,12 +131,12 @@ func (c *descriptorConn) keep(rights []byte) {
 	}
 }
 
-// put replaces the descriptor that is kept.
+// put replaces the descriptor that is kept, while the connection is open.
 func (c *descriptorConn) put(f *os.File) {
 	c.mu.Lock()
-	old := c.got
-	if c.got = f; c.closed {
-		c.got, old = nil, f
+	old := f
+	if !c.closed {
+		old, c.got = c.got, f
 	}
 	c.mu.Unlock()
 	if old != nil {
@@ -157,6 +157,8 @@ func (c *descriptorConn) Close() error {
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()
-	c.put(nil)
+	if f := c.take(); f != nil {
+		f.Close()
+	}
 	return c.UnixConn.Close()
 }

@@ -105,12 +105,15 @@ func memberOf(ctx context.Context) (uid int, ok bool) {
 }
 
 // checkMember refuses what a member may not choose.
-func checkMember(ctx context.Context, src Source, o Options) error {
+func (d *Daemon) checkMember(ctx context.Context, src Source, o Options) error {
 	if _, ok := memberOf(ctx); !ok {
 		return nil
 	}
 	if src.URL != "" {
 		return problem(Permission, "members of the daemon's group mount repositories by NAME, from the servers in root's configuration")
+	}
+	if _, err := findKey(d.keyDirs(), src.Name, ""); err != nil {
+		return err // and no server is asked
 	}
 	v := reflect.ValueOf(o)
 	for i := range v.NumField() {

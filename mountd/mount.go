@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -135,7 +136,7 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest, device *os.F
 		return nil, err
 	}
 	given := req.Options
-	if err := checkMember(ctx, src, given); err != nil {
+	if err := d.checkMember(ctx, src, given); err != nil {
 		return nil, err
 	}
 	if req.Options, err = d.effective(src, given); err != nil {
@@ -208,8 +209,8 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest, device *os.F
 
 // checkPlace refuses a target that is taken, lies in one of our own mounts, or would hide what the daemon needs. It touches no mount.
 func (d *Daemon) checkPlace(target string) error {
-	if target == "" || target[0] != '/' {
-		return problem(Usage, "target %q is not an absolute path", target)
+	if !filepath.IsAbs(target) || filepath.Clean(target) != target {
+		return problem(Usage, "target %q is not a clean absolute path", target)
 	}
 	if err := d.place.checkHidden(target); err != nil {
 		return err

@@ -53,7 +53,7 @@ func (d *Daemon) lookup(r *http.Request, follow bool, use func(g *origin, rev *r
 			return err
 		}
 	}
-	if err := checkMember(r.Context(), src, o); err != nil {
+	if err := d.checkMember(r.Context(), src, o); err != nil {
 		return err
 	}
 	if o, err = d.effective(src, o); err != nil {

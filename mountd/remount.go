@@ -29,7 +29,7 @@ func (d *Daemon) reconfigure(ctx context.Context, req MountRequest) error {
 	if err != nil {
 		return err
 	}
-	if err := checkMember(ctx, src, req.Options); err != nil {
+	if err := d.checkMember(ctx, src, req.Options); err != nil {
 		return err
 	}
 	unlock, err := d.targets.lock(ctx, req.Target)

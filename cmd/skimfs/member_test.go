@@ -81,6 +81,7 @@ func TestWhatMembersOfTheSocketGroupMayNot(t *testing.T) {
 		{"mount with his key", member + `mount "$SOURCE" /srv/users/1/m -o pubkey=/etc/skimfs/keys/` + testName + `.pub`, `"pubkey" is root's`},
 		{"mount from his server", member + `mount "$SOURCE" /srv/users/1/m -o server=http://127.0.0.1:1`, `"servers" is root's`},
 		{"mount from a URL", member + `mount ` + s.image() + ` /srv/users/1/m`, "by NAME"},
+		{"mount what root trusts nobody for", member + `mount other.example.org/a/b:1 /srv/users/1/m`, "no public key"},
 		{"go by his proxy", member + `mount "$SOURCE" /srv/users/1/m -o proxy=http://127.0.0.1:1`, `"proxy" is root's`},
 		{"have root read a file", member + `mount "$SOURCE" /srv/users/1/m -o auth=/etc/shadow`, `"auth" is root's`},
 		{"own what he sees", member + `mount "$SOURCE" /srv/users/1/m -o uid=1001`, `"uid" is root's`},

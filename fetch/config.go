@@ -8,6 +8,12 @@ import (
 	"github.com/VictoriaMetrics/metrics"
 )
 
+// Defaults of Config.
+const (
+	DefaultTimeout       = 5 * time.Second
+	DefaultTimeoutDirect = 10 * time.Second
+)
+
 // Config is what New needs. Zero values mean the default given at the field; a negative ProxyReset or ServerReset means
 // never, a negative MaxRetries or LowSpeed none.
 type Config struct {
@@ -46,8 +52,8 @@ func (cfg Config) withDefaults() (Config, error) {
 		value *time.Duration
 		def   time.Duration
 	}{
-		{"Timeout", &cfg.Timeout, 5 * time.Second},
-		{"TimeoutDirect", &cfg.TimeoutDirect, 10 * time.Second},
+		{"Timeout", &cfg.Timeout, DefaultTimeout},
+		{"TimeoutDirect", &cfg.TimeoutDirect, DefaultTimeoutDirect},
 		{"BackoffInit", &cfg.BackoffInit, 2 * time.Second},
 		{"BackoffMax", &cfg.BackoffMax, 10 * time.Second},
 		{"Lookup", &cfg.Lookup, 60 * time.Second},

@@ -60,6 +60,7 @@ type chunks struct {
 	done     context.Context // ends with the mount
 	fetching sync.WaitGroup  // read-ahead under way
 
+	lastError             atomic.Int64 // seconds since 1970
 	hits, misses, errors  atomic.Int64
 	objects, files, bytes atomic.Int64 // fetched: objects, those that begin a file, plain bytes
 }
@@ -105,6 +106,7 @@ func (s *chunks) ReadChunk(ctx context.Context, c index.Chunk, p []byte, off int
 	})
 	if err != nil {
 		s.errors.Add(1)
+		s.lastError.Store(time.Now().Unix())
 		return fmt.Errorf("reading chunk %v: %w", c.Digest, err)
 	}
 	copy(p, plain[off:])

@@ -1,12 +1,15 @@
 package mountd
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/skimfs/skimfs/fetch"
 )
@@ -46,8 +49,28 @@ var magicXattrs = map[string]func(m *mount) (value string, ok bool){
 		}
 		return fmt.Sprintf("%.2f", 100*ratio(hits, misses)), true
 	},
+	"timestamp_last_ioerr": func(m *mount) (string, bool) { return strconv.FormatInt(m.chunks.lastError.Load(), 10), true },
+	"timeout":              func(m *mount) (string, bool) { return seconds(cmp.Or(m.options().Timeout, fetch.DefaultTimeout)), true },
+	"timeout_direct": func(m *mount) (string, bool) {
+		return seconds(cmp.Or(m.options().Direct, fetch.DefaultTimeoutDirect)), true
+	},
+	"tag": func(m *mount) (string, bool) {
+		src, err := ParseSource(m.record.Source)
+		return src.Path, err == nil && src.Path != ""
+	},
+	"usedfd": func(*mount) (string, bool) {
+		fds, err := os.ReadDir("/proc/self/fd")
+		return strconv.Itoa(len(fds)), err == nil
+	},
+	"maxfd": func(*mount) (string, bool) {
+		var limit unix.Rlimit
+		err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+		return strconv.FormatUint(limit.Cur, 10), err == nil
+	},
 	"nioerr": func(m *mount) (string, bool) { return strconv.FormatInt(m.chunks.errors.Load(), 10), true },
 }
+
+func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) }
 
 // expires is in how many minutes the mount looks for a new revision, at the latest.
 func (m *mount) expires() (string, bool) {

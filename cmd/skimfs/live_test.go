@@ -395,12 +395,13 @@ func TestN18AMountTellsOfItself(t *testing.T) {
 	for name, want := range map[string]string{
 		"repository": testName, "revision": "3", "pid": strconv.Itoa(n.status().PID), "host": s.URL, "host_list": s.URL, "proxy": "DIRECT", "proxy_list": "DIRECT",
 		"uptime": "0", "nioerr": "0", "ndownload": "0", "hitrate": "n/a", "expires": "3", "source": testName, "nothing": "", "image": "",
+		"tag": "", "timeout": "5", "timeout_direct": "10", "timestamp_last_ioerr": "0",
 	} {
 		if got := get(repo, name); got != want {
 			t.Errorf("the repository's %s is %q, want %q", name, got, want)
 		}
 	}
-	for name, want := range map[string]string{"expires": "never (fixed root catalog)", "ndownload": "4", "rx": "3222", "image": n.status().Mounts[0].Image} {
+	for name, want := range map[string]string{"expires": "never (fixed root catalog)", "tag": testImage, "ndownload": "4", "rx": "3222", "image": n.status().Mounts[0].Image} {
 		if got := get(image, name); got != want {
 			t.Errorf("the image's %s is %q, want %q", name, got, want)
 		}

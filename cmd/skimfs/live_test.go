@@ -413,7 +413,7 @@ func TestN18AMountTellsOfItself(t *testing.T) {
 		t.Errorf("listed: %s", got)
 	}
 	// Blocks of all files, and what the image and its furniture have in entries.
-	if got := n.sh(`stat -f -c '%b %S %c' "$1"`, image).stdout; !strings.HasPrefix(got, "807 4096 ") {
+	if got := n.sh(`stat -f -c '%b %S %c' "$1"`, image).stdout; !strings.HasPrefix(got, "880 4096 ") {
 		t.Errorf("statfs says %q", got)
 	}
 }

@@ -45,7 +45,7 @@ type Config struct {
 	Dir         string        // owned by one process; created with mode 0700
 	Limit       int64         // bytes on disk, index included; 0: as set last, or the smaller of 20 GB and 70 % of the partition's free space
 	RAM         bool          // objects are kept in memory, at most Limit bytes, which must be given; Dir holds the lock and the state records
-	Memory      int64         // bytes of the memory tier; 0: 32 MiB, with RAM none; negative: none
+	Memory      int64         // bytes of the memory tier; 0: 16 MiB, with RAM none; negative: none
 	FillTimeout time.Duration // for each fill; 0: one minute
 	Log         *slog.Logger  // nil: silent
 }
@@ -97,7 +97,7 @@ func Open(c Config) (_ *DB, err error) {
 		db.timeout = time.Minute
 	}
 	if c.Memory == 0 && !c.RAM {
-		c.Memory = 32 << 20
+		c.Memory = 16 << 20
 	}
 	db.memory = newMemory(max(0, c.Memory))
 	db.count.init()

@@ -59,6 +59,6 @@
 //
 // # Memory
 //
-// 61 to 77 bytes an object for the table that every lookup uses, outside Go's heap (badger is read only when the cache opens), the memory
+// 61 to 69 bytes an object for the table that every lookup uses, outside Go's heap (badger is read only when the cache opens), the memory
 // tier (Config.Memory), and badger's memtables: about 15 MB.
 package cachedb

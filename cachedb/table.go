@@ -154,10 +154,10 @@ func (t *table) reserve(n int) {
 	}
 }
 
-// grow makes room for a quarter more. The shard is locked.
+// grow makes room for an eighth more. The shard is locked.
 func (s *shard) grow() {
 	old := s.slots
-	s.slots = newSlots(len(old) + len(old)/4)
+	s.slots = newSlots(len(old) + len(old)/8)
 	for i := range old {
 		if old[i].meta != 0 {
 			j, _ := s.find(&old[i].key)

@@ -15,7 +15,7 @@ import (
 
 // garbagePercent is how much garbage the daemon's heap holds beside what lives. That is mostly objects and catalogs, in which the collector has
 // nothing to look for: collecting more often than by default costs little, and nodes are short of memory.
-const garbagePercent = 40
+const garbagePercent = 25
 
 func mountdCommand() *cobra.Command {
 	var cache, quota string

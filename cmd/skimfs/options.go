@@ -179,7 +179,7 @@ var options = []option{
 		o.group, err = parseGroup(v)
 		return err
 	}},
-	{"cache_mem", "SIZE|0", "32MiB", "file only: decompressed objects kept in memory above a cache on disk; from the daemon's start on", false, func(o *mountOptions, v string) error {
+	{"cache_mem", "SIZE|0", "16MiB", "file only: decompressed objects kept in memory above a cache on disk; from the daemon's start on", false, func(o *mountOptions, v string) error {
 		var n int64
 		if v != "0" {
 			var err error

@@ -72,6 +72,7 @@ type DB struct {
 	flushing sync.Mutex // held by whoever writes the index; guards wal
 	wal      wal
 	memTable int64 // size of badger's memtable, bytes
+	sums     tableSums
 
 	flights flights
 	writing *semaphore.Weighted // bytes filled and not yet on disk
@@ -86,9 +87,25 @@ type DB struct {
 // pendingWrites bounds the bytes that are answered but not yet on disk.
 const pendingWrites = 16 << 20
 
-// Open opens the cache in c.Dir, creating it if it isn't there, and takes it over from a process that died. It returns
-// ErrInUse, ErrFull or ErrLayout wrapped, or what the filesystem said.
-func Open(c Config) (_ *DB, err error) {
+// Open opens the cache in c.Dir, creating it if it isn't there, and takes it over from a process that died. A cache that can't be opened for
+// what is in its directory is moved aside, which the log tells, and begun anew. Open returns ErrInUse, ErrFull or ErrLayout wrapped, or what
+// the filesystem said.
+func Open(c Config) (*DB, error) {
+	db, err := openOnce(c)
+	if err == nil || !spoiled(err) {
+		return db, err
+	}
+	aside, moveErr := moveAside(c.Dir)
+	if moveErr != nil {
+		return nil, errors.Join(err, moveErr)
+	}
+	if c.Log != nil {
+		c.Log.Error("the cache can't be opened: moved aside, beginning anew", "dir", c.Dir, "aside", aside, "err", err)
+	}
+	return openOnce(c)
+}
+
+func openOnce(c Config) (*DB, error) {
 	db := &DB{dir: c.Dir, log: c.Log, timeout: c.FillTimeout, writing: semaphore.NewWeighted(pendingWrites)}
 	if db.log == nil {
 		db.log = slog.New(slog.DiscardHandler)

@@ -26,7 +26,8 @@
 //	DIR/state            the state records, which the index holds as well
 //	DIR/index/           badger: the keys of keys.go
 //	DIR/index.sums       names, sizes and CRC-32C of the files in index/ at the last clean stop
-//	DIR/index.damaged/   the last index that could not be read
+//	DIR/index.damaged/   the last index that could not be read; the first to leave when there is need for room
+//	DIR/damaged/         what kept the cache from being opened, and all that was beside it; leaves as soon
 //	DIR/packs/<n>.pack   objects up to 32 KiB: records of a 64-byte header and the plain content; append-only; n is not reused
 //	DIR/chunks/<2>/<64>  larger objects, named by their SHA-256 in hex: the plain content and a trailer
 //	DIR/tmp/             chunk files being written

@@ -30,7 +30,7 @@ func SetLayoutVersion(t *testing.T, dir string, v uint32) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	db := DB{badger: b, dir: dir, space: space, memTable: maxMemTable}
+	db := DB{badger: b, log: slog.New(slog.DiscardHandler), dir: dir, space: space, memTable: maxMemTable}
 	if err := db.setIndex([]byte(keyVersion), binary.LittleEndian.AppendUint32(nil, v)); err != nil {
 		t.Fatal(err)
 	}

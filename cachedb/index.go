@@ -3,8 +3,6 @@ package cachedb
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
-	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -241,17 +239,11 @@ func indexSums(dir string) ([]byte, error) {
 		return nil, err
 	}
 	for _, e := range list {
-		f, err := os.Open(filepath.Join(dir, e.Name()))
+		n, crc, err := sumFile(filepath.Join(dir, e.Name()))
 		if err != nil {
 			return nil, err
 		}
-		sum := crc32.New(castagnoli)
-		n, err := io.Copy(sum, f)
-		f.Close()
-		if err != nil {
-			return nil, err
-		}
-		out = fmt.Appendf(out, "%s %d %08x\n", e.Name(), n, sum.Sum32())
+		out = fmt.Appendf(out, "%s %d %08x\n", e.Name(), n, crc)
 	}
 	return out, nil
 }
@@ -271,10 +263,15 @@ func (db *DB) checkIndex(dir string) error {
 	return err
 }
 
-// closeIndex closes badger and leaves the sums behind.
+// closeIndex closes badger and leaves the sums behind, unless the index was damaged meanwhile: without sums the next owner rebuilds it.
 func (db *DB) closeIndex() error {
+	damaged := guard(db.checkTables)
 	if err := guard(db.badger.Close); err != nil {
 		return err
+	}
+	if damaged != nil {
+		db.log.Error("the cache's index was damaged while in use: it is rebuilt at the next start", "dir", db.dir, "err", damaged)
+		return os.RemoveAll(db.sumsPath())
 	}
 	sums, err := indexSums(filepath.Join(db.dir, "index"))
 	if err != nil {
@@ -389,7 +386,7 @@ func (db *DB) measureIndex() {
 		db.quota.index.Store(db.table.memory())
 		return
 	}
-	n := diskUsage(filepath.Join(db.dir, "index"), filepath.Join(db.dir, "index.damaged")) + 16<<10
+	n := diskUsage(filepath.Join(db.dir, "index"), filepath.Join(db.dir, "index.damaged"), filepath.Join(db.dir, asideDir)) + 16<<10
 	if dirs, err := os.ReadDir(db.chunks.dir); err == nil {
 		n += int64(len(dirs)+1) * fsBlock
 	}
@@ -424,6 +421,7 @@ func (db *DB) recorder() {
 		}
 		if n%10 == 0 { // badger tidies up by itself
 			db.measureIndex()
+			db.sumTables()
 		}
 		if db.quota.bytes() > db.quota.high() || db.space.free() < db.space.reserve {
 			db.wakeEvictor()

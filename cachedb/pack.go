@@ -54,12 +54,11 @@ func (ps *packs) load() error {
 		return fmt.Errorf("listing packs: %w", err)
 	}
 	for _, e := range names {
-		num, ok := strings.CutSuffix(e.Name(), ".pack")
-		id, err := strconv.ParseUint(num, 10, 32)
-		if !ok || err != nil || id == 0 || id == math.MaxUint32 || !e.Type().IsRegular() {
+		id, ok := packID(e.Name())
+		if !ok || !e.Type().IsRegular() {
 			continue
 		}
-		p := &pack{id: uint32(id)}
+		p := &pack{id: id}
 		if p.f, err = os.OpenFile(ps.path(p.id), os.O_RDWR, 0); err != nil {
 			return fmt.Errorf("opening pack: %w", err)
 		}
@@ -79,10 +78,24 @@ func (ps *packs) load() error {
 	return nil
 }
 
+// packID returns the number in the name of a pack's file; ok is false for every other name.
+func packID(name string) (id uint32, ok bool) {
+	num, ok := strings.CutSuffix(name, ".pack")
+	n, err := strconv.ParseUint(num, 10, 32)
+	return uint32(n), ok && err == nil && n != 0 && n != math.MaxUint32 && strconv.FormatUint(n, 10) == num
+}
+
 func (ps *packs) get(id uint32) *pack {
 	ps.mu.RLock()
 	defer ps.mu.RUnlock()
 	return ps.byID[id]
+}
+
+// has reports whether a pack is there, one that is just begun included.
+func (ps *packs) has(id uint32) bool {
+	ps.beginning.Lock()
+	defer ps.beginning.Unlock()
+	return ps.get(id) != nil
 }
 
 func (ps *packs) all() []*pack {

@@ -353,6 +353,9 @@ type victim struct {
 // evictRound frees about n bytes of what was used least recently and returns how many it freed: the coldest packs, their
 // warm objects copied forward, and chunk files. quota.evict is held.
 func (db *DB) evictRound(n int64, why reason) int64 {
+	if n := db.dropAside(); n > 0 {
+		return n
+	}
 	n = max(n, db.packs.full.Load())
 	before := db.quota.freed.Load()
 	freed := func() int64 { return db.quota.freed.Load() - before }

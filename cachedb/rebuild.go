@@ -73,6 +73,7 @@ func (db *DB) openIndex(phase string) (in loaded, rebuilt bool, err error) {
 	if cause == nil {
 		if db.badger, cause = openBadger(opts); cause == nil {
 			if in, cause = db.load(); cause == nil {
+				db.sumTables()
 				return in, fresh, db.stampVersion(fresh)
 			}
 			if errors.Is(cause, ErrLayout) {

@@ -90,12 +90,16 @@ func (db *DB) changeState(key string, value []byte) error {
 	return nil
 }
 
-func (db *DB) writeStateFile(m map[string][]byte) error {
+func encodeState(m map[string][]byte) ([]byte, error) {
 	records, err := json.Marshal(m)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	b, err := json.MarshalIndent(stateFile{Records: m, CRC: crcOf(records)}, "", "\t")
+	return json.MarshalIndent(stateFile{Records: m, CRC: crcOf(records)}, "", "\t")
+}
+
+func (db *DB) writeStateFile(m map[string][]byte) error {
+	b, err := encodeState(m)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package cachedb
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -27,9 +28,10 @@ type Verified struct {
 	Bytes   int64 // of their content
 }
 
-// Verify reads every object on disk and compares it with its digest, and checks the state records, the index and the list of
-// chunk files. Each fault goes to found. With repair a damaged object is dropped, a stray file removed, the state file written
-// anew. The index can only be told: it is rebuilt when the cache is opened next. Objects that leave or come meanwhile are no faults.
+// Verify reads every object on disk and compares it with its digest, and checks the state records, the index, the list of
+// packs and chunk files, the lock and the marker of an unclean stop. Each fault goes to found. With repair a damaged object is dropped, a stray
+// file removed, state file and marker written anew. The index can only be told: it is rebuilt when the cache is opened next; so is the lock.
+// Objects that leave or come meanwhile are no faults.
 func (db *DB) Verify(ctx context.Context, repair bool, found func(Damage)) (v Verified, err error) {
 	if db.closed.Load() {
 		return v, fs.ErrClosed
@@ -55,7 +57,9 @@ func (db *DB) Verify(ctx context.Context, repair bool, found func(Damage)) (v Ve
 		found(Damage{index.SHA256Digest(o.key).String(), why.Error(), repair})
 	}
 	db.verifyStrays(repair, found)
+	db.verifyPacks(repair, found)
 	db.verifyState(repair, found)
+	db.verifyOwner(repair, found)
 	if err := db.verifyIndex(); err != nil {
 		found(Damage{filepath.Join(db.dir, "index"), err.Error(), false})
 	}
@@ -85,7 +89,7 @@ func (db *DB) verifyRead(o victim, b []byte) error {
 		return db.ram.read(o.key, b, 0)
 	}
 	if o.loc.pack != 0 {
-		return db.packs.read(o.key, o.loc, b, 0)
+		return errors.Join(db.packs.read(o.key, o.loc, b, 0), db.verifyPadding(o.loc))
 	}
 	f, err := os.Open(db.chunks.path(o.key))
 	if err != nil {
@@ -101,6 +105,69 @@ func (db *DB) verifyRead(o victim, b []byte) error {
 	}
 	cf := chunkFile{f: f, crcs: crcs}
 	return cf.read(int64(o.loc.size), b, 0)
+}
+
+// verifyPadding reads what lies between a pack record and the next.
+func (db *DB) verifyPadding(l loc) error {
+	p := db.packs.get(l.pack)
+	if p == nil {
+		return errGone
+	}
+	end := headerLen + int64(l.size)
+	pad := make([]byte, packRecordLen(int64(l.size))-end)
+	if err := p.pread(pad, int64(l.off)+end); err != nil {
+		return err
+	}
+	for _, b := range pad {
+		if b != 0 {
+			return fmt.Errorf("padding: %w", errDamaged)
+		}
+	}
+	return nil
+}
+
+// verifyPacks finds packs that are gone or longer than they were written, and files among them that are none. Objects miss what a short one lacks.
+func (db *DB) verifyPacks(repair bool, found func(Damage)) {
+	for _, p := range db.packs.all() {
+		st, err := os.Stat(db.packs.path(p.id))
+		if size := p.size.Load(); err == nil && st.Size() > size {
+			err = fmt.Errorf("%d bytes, want %d: %w", st.Size(), size, errDamaged)
+		}
+		if err != nil && db.packs.get(p.id) == p {
+			found(Damage{db.packs.path(p.id), err.Error(), false})
+		}
+	}
+	names, _ := filepath.Glob(filepath.Join(db.packs.dir, "*"))
+	for _, path := range names {
+		if id, ok := packID(filepath.Base(path)); ok && db.packs.has(id) {
+			continue
+		}
+		if _, err := os.Lstat(path); err != nil {
+			continue // it left
+		}
+		d := Damage{path, "no pack of this cache", false}
+		if repair {
+			d.Repaired = os.RemoveAll(path) == nil
+		}
+		found(d)
+	}
+}
+
+// verifyOwner checks what tells others whose the cache is, and that it is in use.
+func (db *DB) verifyOwner(repair bool, found func(Damage)) {
+	if m, err := db.readMarker(); err != nil || m != (marker{running, db.memTable}) {
+		d := Damage{db.markerPath(), "does not say that the cache is open", false}
+		if repair {
+			d.Repaired = db.writeMarker(marker{running, db.memTable}) == nil
+		}
+		found(d)
+	}
+	path := filepath.Join(db.dir, "lock")
+	ours, err := db.lock.Stat()
+	now, statErr := os.Stat(path)
+	if pid, readErr := os.ReadFile(path); errors.Join(err, statErr, readErr) != nil || !os.SameFile(ours, now) || string(pid) != fmt.Sprintln(os.Getpid()) {
+		found(Damage{path, "is not the lock that this process holds: another process may open the cache beside it", false})
+	}
 }
 
 // verifyStrays finds files among the chunks that the cache knows nothing of.
@@ -130,9 +197,9 @@ func (db *DB) verifyState(repair bool, found func(Damage)) {
 	db.state.mu.Lock()
 	defer db.state.mu.Unlock()
 	path := filepath.Join(db.dir, "state")
-	got, err := readStateFile(path)
-	if err == nil && len(got) != len(db.state.m) {
-		err = fmt.Errorf("%d records, want %d: %w", len(got), len(db.state.m), errDamaged)
+	got, err := os.ReadFile(path)
+	if want, encErr := encodeState(db.state.m); err == nil && encErr == nil && !bytes.Equal(got, want) {
+		err = fmt.Errorf("not as it was written: %w", errDamaged)
 	}
 	if err == nil {
 		return
@@ -144,7 +211,7 @@ func (db *DB) verifyState(repair bool, found func(Damage)) {
 	found(d)
 }
 
-// verifyIndex has badger check its tables, and compares what it holds with the table.
+// verifyIndex checks badger's manifest, its tables, and the blocks in these.
 func (db *DB) verifyIndex() error {
 	if db.ram != nil {
 		return nil
@@ -155,6 +222,9 @@ func (db *DB) verifyIndex() error {
 	db.flushing.Lock()
 	defer db.flushing.Unlock()
 	return guard(func() error {
+		if err := db.checkTables(); err != nil {
+			return err
+		}
 		// Badger reads through mappings: what changed on the disk shows in them.
 		return db.badger.VerifyChecksum()
 	})

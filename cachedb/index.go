@@ -421,7 +421,9 @@ func (db *DB) recorder() {
 		}
 		if n%10 == 0 { // badger tidies up by itself
 			db.measureIndex()
-			db.sumTables()
+			if db.ram == nil {
+				db.sumTables()
+			}
 		}
 		if db.quota.bytes() > db.quota.high() || db.space.free() < db.space.reserve {
 			db.wakeEvictor()

@@ -57,9 +57,11 @@ func (db *DB) Verify(ctx context.Context, repair bool, found func(Damage)) (v Ve
 		found(Damage{index.SHA256Digest(o.key).String(), why.Error(), repair})
 	}
 	db.verifyStrays(repair, found)
-	db.verifyPacks(repair, found)
 	db.verifyState(repair, found)
-	db.verifyOwner(repair, found)
+	if db.ram == nil {
+		db.verifyPacks(repair, found)
+		db.verifyOwner(repair, found)
+	}
 	if err := db.verifyIndex(); err != nil {
 		found(Damage{filepath.Join(db.dir, "index"), err.Error(), false})
 	}

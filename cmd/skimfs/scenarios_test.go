@@ -20,6 +20,7 @@ func TestScenariosOfCernVMFS(t *testing.T) {
 		"572 the same with objects spread over the group":      func(t *testing.T) { proxiesDieOneByOne(t, w, ",proxy_shard=yes") },
 		"524 a corrupt manifest heals from the mirror":         func(t *testing.T) { noteHealsFromTheMirror(t, w, "manifest") },
 		"524 a corrupt whitelist heals from the mirror":        func(t *testing.T) { noteHealsFromTheMirror(t, w, "whitelist") },
+		"524 a squid that keeps damaged copies heals for all":  func(t *testing.T) { squidHealsForAll(t, w) },
 		"030 a missing root catalog fails the mount, for once": func(t *testing.T) { missingRootCatalog(t, w) },
 	})
 }
@@ -67,6 +68,24 @@ func noteHealsFromTheMirror(t *testing.T, w *world, note string) {
 	}
 	if bad.requests(note) != 2 || mirror.requests(note) != 1 {
 		t.Errorf("the %s was asked for %d times at the bad one and %d times at the mirror, want 2 (once past caches) and 1", note, bad.requests(note), mirror.requests(note))
+	}
+}
+
+// squidHealsForAll has an origin that flips a bit of each file once, into the copies of a real squid: the first node has them replaced, and the second is served
+// from the squid.
+func squidHealsForAll(t *testing.T, w *world) {
+	origin, squid := testkit.NewFaulty(t, serveWorld(t, w).Listener.Addr().String()), testkit.StartSquid(t, "refresh_pattern /objects/ 525600 100% 525600")
+	origin.Set(testkit.FlipOnce)
+	object := "/" + w.objects(t, testImage+"/big")[0]
+	for range 2 {
+		n := newNode(t, w)
+		target := n.mount(origin.URL+"#"+testImage, "-o", "proxy="+squid.URL)
+		if got := n.read(filepath.Join(target, "big")); got != string(w.big) {
+			t.Errorf("%d bytes, not the right ones\n%s", len(got), n.log())
+		}
+		if got := origin.Requests(object); got != 2 {
+			t.Errorf("the origin was asked for %s %d times, want 2: the damaged copy and the right one", object, got)
+		}
 	}
 }
 

@@ -70,13 +70,13 @@ func measureChurn(s *scope, sizes string, size func(n uint64) int) churnResult {
 }
 
 type churner struct {
-	db                       *cachedb.DB
-	dir                      string
-	size                     func(n uint64) int
-	hot                      []uint64
-	next                     atomic.Uint64
-	streamed, hotFills, done atomic.Int64
-	result                   churnResult
+	db                 *cachedb.DB
+	dir                string
+	size               func(n uint64) int
+	hot                []uint64
+	next               atomic.Uint64
+	streamed, hotFills atomic.Int64
+	result             churnResult
 }
 
 // run has writers stream, a reader read and a watcher watch until all laps are run.

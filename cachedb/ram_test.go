@@ -92,7 +92,7 @@ func TestRAMCacheKeepsItsLimit(t *testing.T) {
 	if err := errors.Join(db.SetState("a", []byte("b")), db.SetLimit(limit/2), db.Sync(t.Context())); err != nil {
 		t.Error(err)
 	}
-	if db.Trim(0); cachedb.RAMUsed(t, db) > 200_000 {
+	if db.Trim(0); cachedb.RAMUsed(t, db) > 50*4096 { // the pages of the pinned object
 		t.Errorf("after a trim to nothing %d bytes are left", cachedb.RAMUsed(t, db))
 	}
 	var names []string

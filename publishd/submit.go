@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -192,11 +193,12 @@ func (d *Daemon) submit(ctx context.Context, r Request, c Caller, parent string)
 			s.Priority = max(s.Priority, j.Priority)
 			return attached
 		})
-		if err != nil || attached {
+		var p *Problem
+		if gone := errors.As(err, &p) && p.Reason == NotFound; !gone && (attached || err != nil) {
 			d.wake()
 			return d.getAfter(o.ID, err)
 		}
-		// It ended meanwhile.
+		// It ended meanwhile, or its operations went over to another job.
 		j.ID, j.Created = newID(now), now
 		if err := q.changeOp(ctx, o.ID, func(o *op) bool { o.Job = j.ID; return true }); err != nil {
 			return Operation{}, err

@@ -33,7 +33,7 @@ const (
 	servers = 2
 
 	quota = "40MB"
-	packs = 40 // that so small a cache has open at most
+	files = 40 + 13*images // that so small a cache has open at most: packs, and each image's chunks of 200 kB and more
 
 	name     = "images.example.org"
 	deadline = 20 * time.Second
@@ -203,7 +203,7 @@ func TestSoak(t *testing.T) {
 	}, func() bool {
 		now, _ = sampleOf(pid)
 		goroutines = w.goroutines()
-		return now.descriptors > 0 && now.descriptors <= w.idle.descriptors+packs+16 && goroutines <= w.idleGoroutines+16
+		return now.descriptors > 0 && now.descriptors <= w.idle.descriptors+files+16 && goroutines <= w.idleGoroutines+16
 	})
 }
 

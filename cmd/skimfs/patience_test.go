@@ -92,8 +92,8 @@ func TestPatience(t *testing.T) {
 	})
 }
 
-// X01, W10: while the server is dead and 64 processes wait for a catalog that isn't here, all else answers at once (within 1 s on a quiet machine). At the deadline
-// they get an input/output error, and when the server is back the same names are there.
+// X01, W10: while the server is dead and 64 processes wait for a catalog that isn't here, all else answers at once (within 1 s on a quiet machine). When all tries
+// have failed, at the deadline at the latest, they get an input/output error, and when the server is back the same names are there.
 func aDeadServerHoldsUpNobodyElse(t *testing.T, w *world) {
 	s, n := serveWorld(t, w), newNode(t, w)
 	bad := testkit.NewFaulty(t, s.Listener.Addr().String())
@@ -101,7 +101,7 @@ func aDeadServerHoldsUpNobodyElse(t *testing.T, w *world) {
 	for _, path := range objects {
 		s.change(t, path, remove)
 	}
-	const options, deadline, atOnce = "deadline=8s,timeout_direct=1s", 8 * time.Second, 5 * time.Second
+	const options, once, deadline, atOnce = "deadline=8s,timeout_direct=1s", time.Second, 8 * time.Second, 5 * time.Second
 	unloaded, loaded := n.target("unloaded"), n.target("loaded")
 	n.ok("mount", bad.URL+"#"+bigImage, unloaded, "-o", options)
 	n.ok("mount", bad.URL+"#"+testImage, loaded, "-o", options)
@@ -126,8 +126,8 @@ func aDeadServerHoldsUpNobodyElse(t *testing.T, w *world) {
 		t.Errorf("what should not wait took until %v after the wait began", took)
 	}
 	_ = stats.Wait() // the shell's own status says nothing of them
-	if took := time.Since(stats.begun); took < deadline/2 || took > 5*deadline {
-		t.Errorf("they waited %v, want about the deadline of %v", took, deadline)
+	if took := time.Since(stats.begun); took < once || took > 5*deadline {
+		t.Errorf("they waited %v, want more than the server's %v and no longer than about the deadline of %v", took, once, deadline)
 	}
 	if got := strings.Count(stats.stderr.String(), "Input/output error"); got != 64 || stats.stdout.Len() > 0 {
 		t.Errorf("%d of 64 got an input/output error: %.300s%.300s", got, &stats.stdout, &stats.stderr)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/skimfs/skimfs/cachedb"
+	"github.com/skimfs/skimfs/internal/peer"
 )
 
 // MountRequest asks for a mount.
@@ -76,10 +77,10 @@ func (d *Daemon) server() *http.Server {
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			ctx = context.WithValue(ctx, connKey{}, c)
-			p, err := peerOf(c, d.cfg.Group != 0)
+			p, err := peer.Of(c)
 			if err != nil {
 				d.log.Error("reading a caller's credentials", "err", err)
-				p.uid = -1
+				p.UID = -1
 			}
 			return context.WithValue(ctx, peerKey{}, p)
 		},

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/skimfs/skimfs/index"
+	"github.com/skimfs/skimfs/internal/peer"
 	"github.com/skimfs/skimfs/internal/testkit"
 )
 
@@ -27,7 +28,7 @@ func testDaemon() *Daemon {
 func ask(t *testing.T, h http.Handler, uid int) (int, errorReply) {
 	t.Helper()
 	r := httptest.NewRequest("GET", "/", nil)
-	r = r.WithContext(context.WithValue(r.Context(), peerKey{}, peer{uid: uid}))
+	r = r.WithContext(context.WithValue(r.Context(), peerKey{}, peer.Credentials{UID: uid}))
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
 	var e errorReply

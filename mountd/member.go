@@ -3,16 +3,15 @@ package mountd
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
-	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skimfs/skimfs/internal/peer"
 )
 
 // Members of Config.Group may use root's daemon without being root. They choose what is mounted and where, as far as that can hurt nobody: repositories by
@@ -27,63 +26,14 @@ var memberRequests = map[string]bool{
 // memberOptions are those, by their names in JSON, that members may give.
 var memberOptions = map[string]bool{"hang": true, "deadline": true, "max_ttl": true, "revision": true, "date": true, "sqfs_alias": true}
 
-// peer is who is at the other end of a control connection.
-type peer struct {
-	uid    int
-	groups []uint32 // looked at only if there is a group to be a member of
-}
-
-// peerOf asks the kernel.
-func peerOf(c net.Conn, withGroups bool) (p peer, err error) {
-	u, ok := c.(syscall.Conn)
-	if !ok {
-		return p, fmt.Errorf("connection of type %T", c)
-	}
-	raw, err := u.SyscallConn()
-	if err != nil {
-		return p, err
-	}
-	ctlErr := raw.Control(func(fd uintptr) {
-		var cred *unix.Ucred
-		if cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err != nil {
-			return
-		}
-		p.uid = int(cred.Uid)
-		if withGroups {
-			p.groups, err = peerGroups(fd)
-			p.groups = append(p.groups, cred.Gid)
-		}
-	})
-	if ctlErr != nil {
-		return p, ctlErr
-	}
-	return p, err
-}
-
-// peerGroups returns the supplementary groups of the process that connected to a unix socket.
-func peerGroups(fd uintptr) ([]uint32, error) {
-	for groups := make([]uint32, 64); ; {
-		size := uint32(4 * len(groups))
-		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS, uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
-		switch {
-		case errno == unix.ERANGE && int(size) > 4*len(groups):
-			groups = make([]uint32, size/4) // what it takes
-		case errno != 0:
-			return nil, errno
-		default:
-			return groups[:size/4], nil
-		}
-	}
-}
-
 // admit decides whether a caller may ask for something; member says that he may only as a member.
 func (d *Daemon) admit(ctx context.Context, pattern string) (member bool, err error) {
-	p, ok := ctx.Value(peerKey{}).(peer)
+	p, ok := ctx.Value(peerKey{}).(peer.Credentials)
 	switch {
-	case ok && (p.uid == 0 || p.uid == os.Geteuid()):
+	case ok && (p.UID == 0 || p.UID == os.Geteuid()):
 		return false, nil
-	case !ok || p.uid < 0 || d.cfg.Group == 0 || !slices.Contains(p.groups, d.cfg.Group):
-		return false, problem(Permission, "user %d may not use the daemon of user %d", p.uid, os.Geteuid())
+	case !ok || p.UID < 0 || d.cfg.Group == 0 || p.GID != int(d.cfg.Group) && !slices.Contains(p.Groups, d.cfg.Group):
+		return false, problem(Permission, "user %d may not use the daemon of user %d", p.UID, os.Geteuid())
 	case !memberRequests[pattern]:
 		return false, problem(Permission, "%s is for root alone, not for members of group %d", pattern, d.cfg.Group)
 	}
@@ -100,8 +50,8 @@ func memberOf(ctx context.Context) (uid int, ok bool) {
 	if ctx.Value(memberKey{}) == nil {
 		return 0, false
 	}
-	p, ok := ctx.Value(peerKey{}).(peer)
-	return p.uid, ok
+	p, ok := ctx.Value(peerKey{}).(peer.Credentials)
+	return p.UID, ok
 }
 
 // checkMember refuses what a member may not choose.

@@ -15,9 +15,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unsafe"
 
-	"golang.org/x/sys/unix"
+	"github.com/skimfs/skimfs/internal/peer"
 )
 
 // Scope is what a caller may do. Each includes those before it.
@@ -86,41 +85,13 @@ func find(tokens []Token, secret string) (found Token, ok bool) {
 
 type callerKey struct{}
 
-// ConnContext is for http.Server: it notes who is at the other end of a unix socket.
+// ConnContext is for http.Server: it notes who is at the other end of a unix socket. Of whom nothing can be told, he needs a token.
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		return ctx
-	}
-	raw, err := u.SyscallConn()
+	p, err := peer.Of(c)
 	if err != nil {
 		return ctx
 	}
-	_ = raw.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			r := &Rights{UID: int(cred.Uid), GID: int(cred.Gid), Groups: peerGroups(fd)}
-			ctx = context.WithValue(ctx, callerKey{}, Caller{Name: "uid:" + strconv.Itoa(r.UID), Local: r, Admin: r.UID == 0 || r.UID == os.Geteuid()})
-		}
-	})
-	return ctx
-}
-
-// peerGroups returns the further groups of the process at the other end, which no list of users knows as well: a user may be known to the
-// network only, and a process may have given groups up. A kernel before 4.13 tells none.
-func peerGroups(fd uintptr) []uint32 {
-	groups := make([]uint32, 64)
-	for {
-		size := uint32(len(groups) * 4)
-		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS, uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
-		switch errno {
-		case 0:
-			return groups[:size/4]
-		case unix.ERANGE:
-			groups = make([]uint32, size/4)
-		default:
-			return nil
-		}
-	}
+	return context.WithValue(ctx, callerKey{}, Caller{Name: "uid:" + strconv.Itoa(p.UID), Local: &p, Admin: p.UID == 0 || p.UID == os.Geteuid()})
 }
 
 // caller says who asks and whether he may.

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/skimfs/skimfs/internal/peer"
 )
 
 // Config says what a daemon is. Zero values mean the default given at the field.
@@ -40,16 +42,9 @@ type Config struct {
 
 // Caller is who asks.
 type Caller struct {
-	Name  string  // of the token, or uid:N
-	Local *Rights // of his process, if he came over the local socket
+	Name  string            // of the token, or uid:N
+	Local *peer.Credentials // of his process, if he came over the local socket
 	Admin bool
-}
-
-// Rights are those of a process of this machine.
-type Rights struct {
-	UID    int      `json:"uid"`
-	GID    int      `json:"gid"`
-	Groups []uint32 `json:"groups,omitempty"`
 }
 
 // Daemon converts in the background.

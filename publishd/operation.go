@@ -3,6 +3,8 @@ package publishd
 import (
 	"encoding/json"
 	"time"
+
+	"github.com/skimfs/skimfs/internal/peer"
 )
 
 // Kind says what a job does.
@@ -101,16 +103,16 @@ type Metadata struct {
 
 // op is the record of an operation: who wants what, and which job it waits for.
 type op struct {
-	ID        string     `json:"id"`
-	Request   Request    `json:"request"`
-	Job       string     `json:"job"`
-	Submitter string     `json:"submitter"`
-	Local     *Rights    `json:"local,omitempty"` // of the caller over the local socket
-	Admin     bool       `json:"admin,omitempty"`
-	Parent    string     `json:"parent,omitempty"`
-	Created   time.Time  `json:"created"`
-	Cancelled *time.Time `json:"cancelled,omitempty"`
-	Retries   int        `json:"retries,omitempty"`
+	ID        string            `json:"id"`
+	Request   Request           `json:"request"`
+	Job       string            `json:"job"`
+	Submitter string            `json:"submitter"`
+	Local     *peer.Credentials `json:"local,omitempty"` // of the caller over the local socket
+	Admin     bool              `json:"admin,omitempty"`
+	Parent    string            `json:"parent,omitempty"`
+	Created   time.Time         `json:"created"`
+	Cancelled *time.Time        `json:"cancelled,omitempty"`
+	Retries   int               `json:"retries,omitempty"`
 
 	revision uint64
 }
@@ -124,7 +126,7 @@ type job struct {
 	Request    Request           `json:"request"`
 	Key        string            `json:"key"` // equal for equal work
 	Submitter  string            `json:"submitter"`
-	Local      *Rights           `json:"local,omitempty"`
+	Local      *peer.Credentials `json:"local,omitempty"`
 	Registry   string            `json:"registry,omitempty"`
 	Priority   int               `json:"priority"`
 	State      State             `json:"state"`

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/skimfs/skimfs/internal/peer"
 )
 
 // run is a job that runs here. Its fields but the first ones are guarded by Daemon.mu.
@@ -27,16 +29,16 @@ type run struct {
 
 // spec is what a worker process is told, as one line of JSON on its stdin. When stdin ends, the worker ends.
 type spec struct {
-	Request  Request       `json:"request"`
-	Repo     string        `json:"repo"`
-	Keys     string        `json:"keys"`
-	Spool    string        `json:"spool"`           // a directory that is removed afterwards
-	Local    *Rights       `json:"local,omitempty"` // with which local sources are read
-	Rate     int64         `json:"rate,omitempty"`
-	Requests int           `json:"requests,omitempty"`
-	Memory   int64         `json:"memory,omitempty"`
-	Reserve  int64         `json:"reserve,omitempty"` // bytes that stay free on the spool's disk
-	Timeout  time.Duration `json:"timeout,omitempty"`
+	Request  Request           `json:"request"`
+	Repo     string            `json:"repo"`
+	Keys     string            `json:"keys"`
+	Spool    string            `json:"spool"`           // a directory that is removed afterwards
+	Local    *peer.Credentials `json:"local,omitempty"` // with which local sources are read
+	Rate     int64             `json:"rate,omitempty"`
+	Requests int               `json:"requests,omitempty"`
+	Memory   int64             `json:"memory,omitempty"`
+	Reserve  int64             `json:"reserve,omitempty"` // bytes that stay free on the spool's disk
+	Timeout  time.Duration     `json:"timeout,omitempty"`
 }
 
 // report is a line of JSON that a worker process prints.

@@ -34,9 +34,12 @@ func TestOfflineW20MountsAndReadsWithoutWaiting(t *testing.T) {
 	before := all()
 	start := time.Now()
 	const mounts = 5
+	fastest := time.Minute
 	for range mounts {
 		n.ok("umount", target)
+		asked := time.Now()
 		r := n.run("mount", source, target, "-o", dead)
+		fastest = min(fastest, time.Since(asked))
 		if r.status != 0 || !strings.Contains(r.stderr, "no server answers: revision 3, accepted before") {
 			t.Fatalf("status %d, %q\n%s", r.status, r.stderr, n.log())
 		}
@@ -48,9 +51,9 @@ func TestOfflineW20MountsAndReadsWithoutWaiting(t *testing.T) {
 		}
 	}
 	took := time.Since(start)
-	// A wait for any of the servers would be 1 s at least, and several for all ways to them.
-	if took > mounts*2*time.Second {
-		t.Errorf("%d mounts took %v", mounts, took)
+	// A wait for any of the servers would be 1 s at least, and each mount would have it; what a busy machine adds, not all have.
+	if fastest >= time.Second {
+		t.Errorf("the fastest of %d mounts took %v", mounts, fastest)
 	}
 	// Background questions in that time: each dials a path a few times.
 	if got, most := all()-before, int64(16+8*int(took/(3*time.Second))); got > most {

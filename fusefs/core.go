@@ -81,6 +81,8 @@ type Core struct {
 	errs     *errnos
 	stats    *opMetrics
 
+	ttl atomic.Int64 // Config.TTL, or what SetTTL said since
+
 	top   *slot // slot 0
 	slots atomic.Pointer[map[uint32]*slot]
 	grow  sync.Mutex // held while slots is replaced; taken before nothing
@@ -107,9 +109,6 @@ func New(cfg Config) (*Core, error) {
 	if cfg.Deadline <= 0 {
 		cfg.Deadline = DefaultDeadline
 	}
-	if cfg.TTL <= 0 || cfg.TTL > maxNamesValid {
-		cfg.TTL = maxNamesValid
-	}
 	if cfg.ReadAhead == 0 {
 		cfg.ReadAhead = DefaultReadAhead
 	}
@@ -131,6 +130,7 @@ func New(cfg Config) (*Core, error) {
 	c.stats = newOpMetrics(cfg.Metrics, cfg.Labels)
 	c.errs = newErrnos(cfg.Log, cfg.Metrics, cfg.Labels)
 	c.ahead.budget = cfg.ReadAhead
+	c.SetTTL(cfg.TTL)
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	c.slots.Store(&map[uint32]*slot{})
 	if err := c.top.set(cfg.Tree); err != nil {
@@ -260,7 +260,7 @@ func (c *Core) fill(out *Attr, id NodeID, a *index.Attr) {
 		}
 	}
 	if c.names && c.swap(id).Slot() == 0 && !a.IsSymlink() {
-		out.Valid = c.cfg.TTL
+		out.Valid = c.namesValid()
 	}
 }
 
@@ -277,7 +277,18 @@ func shownID(id uint32, all *uint32, to IDMap) uint32 {
 // entryValid is how long names in a directory hold.
 func (c *Core) entryValid(dir NodeID) time.Duration {
 	if c.names && c.swap(dir).Slot() == 0 {
-		return c.cfg.TTL
+		return c.namesValid()
 	}
 	return Forever
+}
+
+// namesValid is how long the name tree's entries hold.
+func (c *Core) namesValid() time.Duration { return time.Duration(c.ttl.Load()) }
+
+// SetTTL changes Config.TTL for what the kernel asks from now on. What it knows already it keeps for as long as it was told.
+func (c *Core) SetTTL(ttl time.Duration) {
+	if ttl <= 0 || ttl > maxNamesValid {
+		ttl = maxNamesValid
+	}
+	c.ttl.Store(int64(ttl))
 }

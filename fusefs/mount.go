@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options says how to mount. A mount is always read-only, nosuid and nodev, and the kernel checks permissions itself.
+// Options says how to mount. A mount is always read-only and nodev, nosuid unless the options say otherwise, and the kernel checks permissions itself.
 type Options struct {
 	// Source is shown as the device in the list of mounts; empty is "skimfs".
 	Source string
@@ -25,6 +25,8 @@ type Options struct {
 	Readers int
 	// FollowClient keeps the readers on the CPU of the thread whose requests they read.
 	FollowClient bool
+	// Suid has set-user-ID bits and file capabilities count. Only root may.
+	Suid bool
 	// Directory, if there is one, is the target, opened: it is mounted on whatever the target's path leads to by now.
 	Directory *os.File
 	// Device, if there is one, is mounted already, by whoever opened it, and its kernel waits for the first answer. Source and AllowOther are
@@ -77,6 +79,9 @@ func Mount(core *Core, target string, o Options) (*Mounted, error) {
 		fuse.MaxReadahead(readAheadBytes), fuse.AsyncRead(), fuse.MaxBackground(maxBackground), fuse.CongestionThreshold(congestion)}
 	if o.AllowOther {
 		options = append(options, fuse.AllowOther())
+	}
+	if o.Suid {
+		options = append(options, fuse.AllowSUID())
 	}
 	if !core.Repository() {
 		options = append(options, fuse.CacheSymlinks())

@@ -39,6 +39,12 @@ func TestRepositoryNumbersAndTimes(t *testing.T) {
 	if e := walk(t, c, fusefs.RootID, "registry.test/app:1"); e.EntryValid != 7*time.Second || !e.IsSymlink() {
 		t.Errorf("a symlink is %+v", e)
 	}
+	for ttl, want := range map[time.Duration]time.Duration{3 * time.Second: 3 * time.Second, time.Hour: time.Minute, 0: time.Minute} {
+		c.SetTTL(ttl)
+		if e := walk(t, c, fusefs.RootID, "registry.test/app:1"); e.EntryValid != want {
+			t.Errorf("with a TTL of %v a name holds for %v, want %v", ttl, e.EntryValid, want)
+		}
+	}
 	for i, path := range []string{".flat/ab/0123", ".flat/ab/4567"} {
 		root := walk(t, c, fusefs.RootID, path)
 		buf := make([]byte, 64)

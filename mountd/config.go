@@ -54,6 +54,7 @@ type Options struct {
 	WorldReadable bool          `json:"world_readable,omitempty"` // everybody may read everything
 	SqfsAlias     bool          `json:"sqfs_alias,omitempty"`     // show each image of a repository under its name with .sqfs, too
 	FollowClient  bool          `json:"follow_client,omitempty"`  // read requests on the CPU of who makes them
+	Suid          bool          `json:"suid,omitempty"`           // set-user-ID bits and file capabilities of images count; by the configuration of root's daemon alone
 }
 
 const (

@@ -91,6 +91,7 @@ func (d *Daemon) server() *http.Server {
 // into an error. h's value, unless it is nil, becomes the answer's JSON.
 func (d *Daemon) handler(pattern string, h func(http.ResponseWriter, *http.Request) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begun := time.Now()
 		value, err := func() (value any, err error) {
 			defer func() {
 				if p := recover(); p != nil {
@@ -117,6 +118,8 @@ func (d *Daemon) handler(pattern string, h func(http.ResponseWriter, *http.Reque
 			return h(w, r)
 		}()
 		countRequest(pattern, err)
+		caller, _ := r.Context().Value(peerKey{}).(peer.Credentials)
+		d.log.Debug("control request", "request", pattern, "uid", caller.UID, "seconds", time.Since(begun).Seconds(), "err", err)
 		if err != nil {
 			writeError(w, err)
 			return

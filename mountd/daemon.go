@@ -45,6 +45,7 @@ type Daemon struct {
 	devices atomic.Int64 // sent along with requests, so far
 	targets targetLocks
 	pinning sync.Mutex // held while pins change
+	leftMu  sync.Mutex // held while the list of detached mounts changes
 	mu      sync.Mutex // guards what follows; taken after a target's lock
 	mounts  map[string]*mount
 	leaving map[*mount]bool // detached, with users left
@@ -182,6 +183,7 @@ func (d *Daemon) serve(ready func()) error {
 	d.wg.Go(func() { failed <- server.Serve(descriptorListener{listener}) })
 	d.wg.Go(d.reloadOnSignal)
 	d.wg.Go(d.sweep)
+	d.wg.Go(d.notice)
 	d.wg.Go(d.markInUse)
 	d.wg.Go(func() { watchdog(d.ctx, d.log, d.alive) })
 	d.log.Info("daemon ready", "cache", d.place.cache, "socket", d.place.socket(), "mounts", len(d.mounts))

@@ -76,10 +76,25 @@ func Doctor(ctx context.Context, cfg DoctorConfig) []Finding {
 	d.device()
 	d.helper()
 	d.apptainer()
-	d.directories()
-	d.partition(ctx)
-	d.servers(ctx)
+	d.namespaces()
+	d.bounded("permissions", d.Home.Run+" or "+d.Home.State, (*doctor).directories)
+	d.bounded("cache", d.Cache, func(d *doctor) { d.partition(ctx) })
+	d.bounded("servers", "the key directories", func(d *doctor) { d.servers(ctx) })
 	return d.found
+}
+
+// bounded runs checks that may have to wait for the filesystem of where.
+func (d *doctor) bounded(check, where string, look func(*doctor)) {
+	part := &doctor{DoctorConfig: d.DoctorConfig}
+	done := make(chan struct{})
+	go func() { defer close(done); look(part) }()
+	limit := 4 * d.Wait // what asks servers ends within less
+	select {
+	case <-done:
+		d.found = append(d.found, part.found...)
+	case <-time.After(limit):
+		d.err(check, "name directories on a disk of this node; what hangs is a network filesystem in /proc/mounts", "the filesystem of %s does not answer within %v", where, limit)
+	}
 }
 
 func (d *doctor) ok(check, format string, args ...any) {
@@ -154,6 +169,39 @@ func (d *doctor) apptainer() {
 		}
 	}
 	d.ok("allow-other", "/etc/fuse.conf has no user_allow_other; mounts of users are for themselves")
+}
+
+// namespaces looks at the kernel's list of mounts for what keeps programs out of those of skimfs.
+func (d *doctor) namespaces() {
+	b, err := os.ReadFile(d.Root + "/proc/self/mountinfo")
+	if err != nil {
+		return
+	}
+	shared, out := true, false
+	for line := range strings.Lines(string(b)) {
+		left, right, _ := strings.Cut(line, " - ")
+		l, r := strings.Fields(left), strings.Fields(right)
+		if len(l) < 6 || len(r) < 3 {
+			continue
+		}
+		if l[4] == "/" {
+			shared = strings.Contains(left, " shared:")
+		}
+		options := "," + r[2] + ","
+		mine := strings.Contains(options, fmt.Sprintf(",user_id=%d,", os.Geteuid()))
+		if r[0] == "fuse.skimfs" && mine && !strings.Contains(options, ",allow_other,") && !strings.Contains(options, fmt.Sprintf(",group_id=%d,", os.Getegid())) {
+			out = true
+			d.warn("groups", "go back to the group that it was mounted with (`newgrp`, `sg`), or mount with -o allow_other", "%s was mounted with another group than %d: the kernel wants the mounter's", unescape(l[4]), os.Getegid())
+		}
+	}
+	if !out {
+		d.ok("groups", "no mount was made with another group")
+	}
+	if _, err := os.Stat(d.Root + "/usr/bin/podman"); err == nil && !shared && (os.Geteuid() != 0 || d.Root != "") {
+		d.warn("propagation", "mount before podman's first container, or `podman system migrate` after mounting, or `mount --make-rshared /`", "/ is not shared: users' containers of podman see no mounts that are made later")
+		return
+	}
+	d.ok("propagation", "mounts reach the namespaces that should see them")
 }
 
 func (d *doctor) directories() {

@@ -66,6 +66,8 @@ func (d *Daemon) follow(ctx context.Context, m *mount, core *fusefs.Core, now bo
 			select {
 			case <-time.After(m.shown.Load().pause(m.options())):
 			case answer = <-m.check:
+			case <-m.changed:
+				continue
 			case <-ctx.Done():
 				return
 			}
@@ -122,6 +124,7 @@ func (d *Daemon) checkRevision(ctx context.Context, m *mount, core *fusefs.Core,
 		}
 	}
 	m.shown.Store(&next)
+	core.SetTTL(namesValid(m.options().ttl(next.ttl)))
 	return err
 }
 

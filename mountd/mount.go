@@ -38,6 +38,7 @@ type mountRecord struct {
 	Published  time.Time            `json:"published"`     // that revision
 	Dev        string               `json:"dev,omitempty"` // major:minor once mounted
 	Offline    bool                 `json:"offline,omitempty"`
+	Boot       string               `json:"boot,omitempty"` // as bootID, when it was written
 }
 
 const mountState = "mount/"
@@ -64,6 +65,7 @@ type mount struct {
 	version     string
 	daemonBegun time.Time
 	check       chan chan<- error // asks for a look at the current revision
+	changed     chan struct{}     // tells that the time between looks may have changed
 
 	handed bool // mounted by somebody else, who alone can do it again: it is in no record
 
@@ -159,6 +161,9 @@ func (d *Daemon) mountLocked(ctx context.Context, req MountRequest, device *os.F
 	if old != nil {
 		if err := old.mayChange(ctx); err != nil {
 			return nil, err
+		}
+		if d.detached(old) {
+			old = nil
 		}
 	}
 	if old != nil && old.fuse != nil {
@@ -298,7 +303,7 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, device *o
 		return nil, problem(Stopping, "the daemon is about to end")
 	}
 	m := &mount{id: d.lastID.Add(1), record: r, begun: time.Now(), metrics: metrics.NewSet(), release: release, gone: make(chan struct{}),
-		check: make(chan chan<- error), version: d.cfg.Version, daemonBegun: d.begun, handed: device != nil}
+		check: make(chan chan<- error), changed: make(chan struct{}, 1), version: d.cfg.Version, daemonBegun: d.begun, handed: device != nil}
 	m.live.Store(&live{r.Options, r.Given})
 	m.held.Store(&holders{r.Leases, !r.Leased})
 	m.shown.Store(&shown{revision: r.Revision, root: r.Root, ttl: r.TTL, published: r.Published, since: m.begun, offline: r.Offline, checked: checkedAt(r, known)})
@@ -350,7 +355,7 @@ func (d *Daemon) attach(ctx context.Context, g *origin, r mountRecord, device *o
 	if d.ctx.Err() == nil {
 		m.core = core
 		m.fuse, err = fusefs.Mount(core, r.Target, fusefs.Options{
-			Source: r.Source, AllowOther: r.Options.AllowOther || os.Geteuid() == 0, FollowClient: r.Options.FollowClient,
+			Source: r.Source, AllowOther: r.Options.AllowOther || os.Geteuid() == 0, FollowClient: r.Options.FollowClient, Suid: r.Options.Suid && os.Geteuid() == 0,
 			Device: device, Directory: at,
 		})
 	} else {
@@ -415,6 +420,7 @@ func (d *Daemon) watch(m *mount, core *fusefs.Core) {
 	d.mu.Lock()
 	delete(d.leaving, m)
 	d.mu.Unlock()
+	d.leftBy(m)
 	d.origins.release(m.chunks.origin())
 	m.release()
 	d.log.Info("unmounted", "source", m.record.Source, "target", m.record.Target)
@@ -472,6 +478,7 @@ func (d *Daemon) save(m *mount) error {
 }
 
 func (d *Daemon) saveRecord(r mountRecord) error {
+	r.Boot = bootID()
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err

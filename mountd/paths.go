@@ -263,6 +263,7 @@ func (p place) record() string   { return filepath.Join(p.run, p.name+".json") }
 func (p place) starting() string { return filepath.Join(p.run, p.name+".lock") }
 func (p place) ram() string      { return filepath.Join(p.run, p.name+".ram") } // what a cache in memory has on disk
 func (p place) log() string      { return filepath.Join(p.state, p.name+".log") }
+func (p place) left() string     { return filepath.Join(p.run, p.name+".left") } // mounts that were detached, see leftMount
 
 // helper is the daemon's private directory for its mount helper.
 func (p place) helper() string { return filepath.Join(p.run, p.name+".bin") }

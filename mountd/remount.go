@@ -89,6 +89,11 @@ func (d *Daemon) apply(m *mount, next live) error {
 	old := m.options()
 	was := m.chunks.via.Swap(&g)
 	m.live.Store(&next)
+	m.core.SetTTL(namesValid(next.now.ttl(m.shown.Load().ttl)))
+	select {
+	case m.changed <- struct{}{}:
+	default: // it is told already
+	}
 	// What is being fetched the old way ends within its deadline.
 	d.wg.Go(func() {
 		select {

@@ -28,9 +28,26 @@ func (d *Daemon) restore() {
 			d.log.Error("record of a mount is damaged", "key", key, "err", err)
 			continue
 		}
+		if !d.outlives(&r) {
+			d.log.Info("a mount of before the reboot is not made again", "source", r.Source, "target", r.Target)
+			if err := d.db.DeleteState(key); err != nil {
+				d.log.Error("forgetting a mount", "target", r.Target, "err", err)
+			}
+			continue
+		}
 		all.Go(func() { d.restoreOne(r) })
 	}
 	all.Wait()
+}
+
+// outlives reports whether a mount is to be made again, should the node have been booted since. The batch jobs whose leases it had are gone then,
+// and what a daemon on demand had mounted, the user had for that session.
+func (d *Daemon) outlives(r *mountRecord) bool {
+	if boot := bootID(); r.Boot == boot || r.Boot == "" || boot == "" {
+		return true
+	}
+	r.Leases = nil
+	return !r.Leased && d.cfg.Idle == 0
 }
 
 func (d *Daemon) restoreOne(r mountRecord) {
@@ -75,7 +92,11 @@ func (d *Daemon) clean(r mountRecord) error {
 		return err
 	}
 	defer done()
-	return fusefs.Unmount(path, true)
+	if err := fusefs.Unmount(path, true); err != nil {
+		return err
+	}
+	d.leave(r.Target, r.Source, e.dev)
+	return nil
 }
 
 // again mounts what r tells of.
@@ -171,6 +192,7 @@ func (d *Daemon) takeDown() {
 		case <-m.fuse.Done():
 		case <-end:
 			d.log.Warn("processes still use mounts that end with the daemon", "target", m.record.Target)
+			d.leaveAll(all)
 			return
 		}
 	}

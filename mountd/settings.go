@@ -24,6 +24,9 @@ func (d *Daemon) settings() *Settings {
 
 // effective adds to the options of a request what the configuration says of the repository.
 func (d *Daemon) effective(src Source, given Options) (Options, error) {
+	if given.Suid {
+		return given, problem(Permission, "suid is for the configuration file to allow, in the section of one repository")
+	}
 	s := d.settings()
 	if s.Repository == nil {
 		return given, nil
@@ -97,6 +100,9 @@ func (d *Daemon) reload() (*ReloadReply, error) {
 		} else if len(fixed) > 0 {
 			reply.Fixed = append(reply.Fixed, ReloadProblem{m.record.Target, fixed, "can't be changed while it is mounted"})
 		}
+	}
+	for _, p := range reply.Fixed {
+		d.log.Warn("not changed by the reload", "target", p.Target, "options", p.Options, "reason", p.Reason)
 	}
 	d.log.Info("configuration reloaded", "changed", len(reply.Changed), "fixed", len(reply.Fixed))
 	return reply, nil

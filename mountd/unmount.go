@@ -40,6 +40,9 @@ func (d *Daemon) unmountLocked(target string, lazy bool) error {
 		d.dropLost(m)
 		return nil
 	}
+	if d.detached(m) {
+		return problem(NotMounted, "nothing is mounted at %q any more: another program unmounted it", target)
+	}
 	if m.handed {
 		return problem(Usage, "%s was mounted by another program and ends when that one unmounts it", target)
 	}
@@ -56,20 +59,13 @@ func (d *Daemon) unmountLocked(target string, lazy bool) error {
 		return err
 	}
 	if lazy {
-		d.mu.Lock()
-		d.leaving[m] = true
-		d.mu.Unlock()
-		d.drop(m)
+		d.setLeaving(m)
 		return nil
 	}
 	select {
 	case <-m.gone:
 	case <-time.After(time.Second):
-		// It lives on in another mount namespace; here it is gone.
-		d.mu.Lock()
-		d.leaving[m] = true
-		d.mu.Unlock()
-		d.drop(m)
+		d.setLeaving(m) // it lives on in another mount namespace; here it is gone
 	}
 	return nil
 }

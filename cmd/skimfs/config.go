@@ -36,12 +36,12 @@ type config struct {
 
 // Keys of the table that only files, or only commands, may set.
 var (
-	fileOnly    = []string{"log_level", "keys", "metrics_listen", "socket_group", "cache_mem"}
+	fileOnly    = []string{"suid", "log_level", "keys", "metrics_listen", "socket_group", "cache_mem"}
 	commandOnly = []string{"ro", "remount", "idle"}
 	// daemonWide are the keys that a section for a repository can't have.
 	daemonWide = []string{"cache", "quota", "log_level", "keys", "metrics_listen", "socket_group", "cache_mem"}
 	// ownDaemon are the keys that the site's files set for root's daemon alone: a user's has its own places.
-	ownDaemon = []string{"cache", "quota", "log_level", "keys", "metrics_listen", "socket_group", "cache_mem", "uid", "gid", "uid_map", "gid_map", "allow_other"}
+	ownDaemon = []string{"cache", "quota", "log_level", "keys", "metrics_listen", "socket_group", "cache_mem", "uid", "gid", "uid_map", "gid_map", "allow_other", "suid"}
 )
 
 // loadConfig reads files, and the *.conf of directories in order of their names. What isn't there is no error. skip names keys of the
@@ -92,7 +92,7 @@ func (c *config) parse(file, text string, others bool) error {
 		if key == "repository" {
 			continue
 		}
-		if slices.Contains([]string{"server", "pubkey", "revision", "date"}, key) {
+		if slices.Contains([]string{"server", "pubkey", "revision", "date", "suid"}, key) {
 			return fmt.Errorf("%s: key %q is of one repository: write it below [repository.\"NAME\"]", file, key)
 		}
 		s, err := parseSetting(file, key, value)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -9,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -224,6 +227,100 @@ func pidOf(t *testing.T, n *node) int {
 		t.Fatalf("record %q, %v", b, err)
 	}
 	return r.PID
+}
+
+// SIGHUP brings new keys, another log level and other times to a mount in use, and tells in the log what it can't change.
+func TestReloadChangesKeysLimitsAndTheLog(t *testing.T) {
+	t.Parallel()
+	r := newLiveRepo(t)
+	r.publish("docker.io/library/app:1", "one")
+	n := r.node()
+	key, moved := filepath.Join(n.home, "etc", "keys", testName+".pub"), filepath.Join(n.home, "elsewhere")
+	if err := os.Mkdir(moved, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(key, filepath.Join(moved, testName+".pub")); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(n.home, "etc", "skimfs.conf")
+	const section = "[repository.\"" + testName + "\"]\nserver = \"%s\"\nmax_ttl = \"%s\"\ntimeout_direct = \"%s\"\n%s"
+	writeTest(t, file, fmt.Sprintf("log_level = \"error\"\n"+section, r.url, "1h", "9s", ""))
+	target := n.target("m")
+	oneHint(t, n.run("mount", testName, target), exitMountFailed, "no public key", "")
+	writeTest(t, file, fmt.Sprintf("log_level = \"error\"\nkeys = [\""+moved+"\"]\n"+section, r.url, "1h", "9s", ""))
+	n.ok("reload")
+	n.ok("mount", testName, target)
+	if strings.Contains(n.log(), "level=INFO") || strings.Contains(n.log(), "level=DEBUG") {
+		t.Errorf("with log_level = error the log has\n%s", n.log())
+	}
+	r.publish("docker.io/library/app:1", "two")
+	version := func() string {
+		return n.sh(`exec cat "$1"`, filepath.Join(target, "docker.io/library/app:1/etc/version")).stdout
+	}
+	if got := version(); got != "one\n" {
+		t.Errorf("version %q shows within an hour's TTL", got)
+	}
+	writeTest(t, file, fmt.Sprintf("log_level = \"debug\"\nkeys = [\""+moved+"\"]\n"+section, r.url, "300ms", "4s", "sqfs_alias = true\n"))
+	if err := syscall.Kill(pidOf(t, n), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	n.await("SIGHUP to count", func() bool {
+		return n.sh(`getfattr --only-values -n user.skimfs.timeout_direct "$1"`, target).stdout == "4"
+	})
+	n.await("the shorter TTL", func() bool { return version() == "two\n" })
+	n.status()
+	for _, want := range []string{`msg="not changed by the reload" target=` + target + ` options=[sqfs_alias]`, `level=DEBUG msg="control request" request="GET /v1/status" uid=0`} {
+		if !strings.Contains(n.log(), want) {
+			t.Errorf("the log doesn't say %s\n%s", want, n.log())
+		}
+	}
+}
+
+// M04: mounts are nosuid, unless root's configuration lets a repository's programs have the rights of their owners.
+func TestM04SuidIsForTheConfigurationToAllow(t *testing.T) {
+	t.Parallel()
+	r := newLiveRepo(t)
+	dir := t.TempDir()
+	b, err := os.ReadFile("/usr/bin/id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(dir, "id")
+	if err := errors.Join(os.WriteFile(program, b, 0o755), os.Chmod(program, 0o755|os.ModeSetuid)); err != nil {
+		t.Fatal(err)
+	}
+	r.skimfs("publish", "--repo", r.dir, "--keys", r.keys, "dir:"+dir, "local/id:1")
+	n := r.node()
+	file := filepath.Join(n.home, "etc", "skimfs.conf")
+	section := "[repository.\"" + testName + "\"]\nserver = \"" + r.url + "\"\n"
+	if r := n.sh(`chmod 755 "$1" "$1/mnt" 2>/dev/null || mkdir "$1/mnt"`, n.home); r.status != 0 {
+		t.Fatal(r.stderr)
+	}
+	for i, row := range []struct{ config, user, shown string }{{section, "65534", "ro,nosuid,nodev,"}, {section + "suid = true\n", "0", "ro,nodev,"}} {
+		writeTest(t, file, row.config)
+		n.ok("reload")
+		target := n.target("m" + strconv.Itoa(i))
+		n.ok("mount", testName+"/local/id:1", target)
+		if got := n.sh(`exec setpriv --reuid 65534 --regid 65534 --clear-groups "$1/id" -u`, target); got.stdout != row.user+"\n" {
+			t.Errorf("a set-user-ID program of root's is user %q (%s), want %s", got.stdout, got.stderr, row.user)
+		}
+		if got := n.sh(`grep " $1 fuse.skimfs $2" /proc/mounts`, target, row.shown); got.status != 0 {
+			t.Errorf("it is not mounted %s", row.shown)
+		}
+	}
+	for _, list := range []string{"suid", "ro,suid"} {
+		if got := n.run("mount", testName, n.target("bad"), "-o", list); got.status != exitMountUsage || !strings.Contains(got.stderr, `"suid" belongs in the configuration file`) {
+			t.Errorf("-o %s: status %d, %q", list, got.status, got.stderr)
+		}
+	}
+	_, err = n.client().Mount(t.Context(), mountd.MountRequest{Source: testName, Target: n.target("bad"), Options: mountd.Options{Suid: true}})
+	if mountd.KindOf(err) != mountd.Permission {
+		t.Errorf("asked for over the socket: %v", err)
+	}
+	writeTest(t, file, "suid = true\n"+section)
+	if got := n.run("config", "check"); got.status != exitFailed || !strings.Contains(got.stderr, `key "suid" is of one repository`) {
+		t.Errorf("for all repositories: status %d, %q", got.status, got.stderr)
+	}
 }
 
 func TestN14IDMaps(t *testing.T) {

@@ -109,8 +109,9 @@ func fuserCommand() *cobra.Command {
 		Use:     "fuser TARGET",
 		GroupID: "node",
 		Short:   "List the processes that use a mount, live or dead",
-		Long: `List the processes with their working directory, root, program, an open file or a mapped file on the mount at TARGET. It reads /proc and touches
-no mount, so it also tells who sits in one whose daemon died. A user sees his own processes, root all.`,
+		Long: `List the processes with their working directory, root, program, an open file or a mapped file on the mount at TARGET, in containers too, and
+those that are still in one that was detached from there: after a crash of the daemon, or by a lazy unmount. It reads /proc, needs no daemon and touches
+no mount, so it hangs with none. A user sees his own processes, root all.`,
 		Example: `  skimfs fuser /mnt
   skimfs fuser --json /mnt | jq '.[].pid'`,
 		Args: cobra.ExactArgs(1),
@@ -121,7 +122,11 @@ no mount, so it also tells who sits in one whose daemon died. A user sees his ow
 		if err != nil {
 			return nodeError(err, about{})
 		}
-		users, err := mountd.MountUsers(target)
+		h, err := home()
+		if err != nil {
+			return nodeError(err, about{})
+		}
+		users, err := mountd.MountUsers(h, target)
 		if err != nil {
 			return nodeError(err, about{})
 		}
@@ -129,7 +134,11 @@ no mount, so it also tells who sits in one whose daemon died. A user sees his ow
 			return printJSON(cmd.OutOrStdout(), users)
 		}
 		for _, u := range users {
-			fmt.Fprintf(cmd.OutOrStdout(), "%7d %-16s %s\n", u.PID, u.Command, strings.Join(u.Uses, " "))
+			detached := ""
+			if u.Left {
+				detached = " (of a mount that was detached)"
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%7d %-16s %s%s\n", u.PID, u.Command, strings.Join(u.Uses, " "), detached)
 		}
 		return nil
 	}

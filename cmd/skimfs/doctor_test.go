@@ -68,6 +68,9 @@ func TestDoctorFindsWhatIsWrongO04(t *testing.T) {
 		}
 		return dir, h
 	}
+	mountinfo := func(root, text string) error {
+		return errors.Join(os.MkdirAll(root+"/proc/self", 0o755), os.WriteFile(root+"/proc/self/mountinfo", []byte(text), 0o644))
+	}
 	// disk is a filesystem of some type with so many bytes free.
 	disk := func(kind int64, free uint64) func(string, *unix.Statfs_t) error {
 		return func(_ string, st *unix.Statfs_t) error {
@@ -93,6 +96,17 @@ func TestDoctorFindsWhatIsWrongO04(t *testing.T) {
 		}, "permissions", "error", "others may write keys"},
 		{"a cache on NFS", func(_ string, c *mountd.DoctorConfig) error { c.Statfs = disk(0x6969, 100<<30); return nil }, "cache", "error", "network filesystem (NFS)"},
 		{"a cache on a small disk", func(_ string, c *mountd.DoctorConfig) error { c.Statfs = disk(0xef53, 1<<30); return nil }, "cache", "warning", "only 1024 MB"},
+		{"a cache on a filesystem that hangs", func(_ string, c *mountd.DoctorConfig) error {
+			c.Statfs = func(string, *unix.Statfs_t) error { select {} }
+			return nil
+		}, "cache", "error", "does not answer within"},
+		{"a mount made with another group", func(root string, _ *mountd.DoctorConfig) error {
+			return mountinfo(root, fmt.Sprintf("90 22 0:45 / /mnt/a\\040b ro - fuse.skimfs x ro,user_id=%d,group_id=4711,default_permissions\n", os.Geteuid()))
+		}, "groups", "warning", "/mnt/a b was mounted with another group"},
+		{"podman and a private root", func(root string, _ *mountd.DoctorConfig) error {
+			writeTest(t, root+"/usr/bin/podman", "")
+			return mountinfo(root, "22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n")
+		}, "propagation", "warning", "/ is not shared"},
 		{"a limit larger than the disk", func(_ string, c *mountd.DoctorConfig) error { c.Quota = 200 << 30; return nil }, "cache", "error", "the limit is 204800 MB"},
 		{"dead server", func(_ string, c *mountd.DoctorConfig) error {
 			c.Options.Servers = []string{"http://127.0.0.1:1"}

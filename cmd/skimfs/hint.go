@@ -48,7 +48,7 @@ func nodeHint(err error, a about) string {
 		return "give an existing directory: `mkdir -p " + a.target + "`"
 	case mountd.Busy:
 		if a.unmount {
-			return "`fuser -vm " + a.target + "` lists who uses it; `skimfs umount --lazy " + a.target + "` detaches it at once"
+			return "`skimfs fuser " + a.target + "` lists who uses it; `skimfs umount --lazy " + a.target + "` detaches it at once"
 		}
 		return "`skimfs umount " + a.target + "` first, or choose another directory"
 	case mountd.NotMounted:

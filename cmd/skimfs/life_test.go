@@ -83,11 +83,106 @@ func TestM17ARestartBringsEveryMountBackInTime(t *testing.T) {
 	if took > 10*time.Second {
 		t.Errorf("the mounts were back after %v", took)
 	}
+	if got := n.ok("fuser", targets[0]); !strings.Contains(got, strconv.Itoa(inside.Process.Pid)+" sleep            cwd (of a mount that was detached)\n") {
+		t.Errorf("who still sits in the dead mount: %q, want pid %d", got, inside.Process.Pid)
+	}
 	if below, err := testkit.MountsBelow(n.home); err != nil || len(below) != len(targets) {
 		t.Errorf("%d are mounted, %v, want %d: the dead ones are gone", len(below), err, len(targets))
 	}
 	_ = second.Process.Signal(syscall.SIGTERM)
 	_ = second.Wait()
+}
+
+// What umount(8) takes away while somebody is inside, or another mount namespace has it, is mounted anew when it is asked for, and not said to be there already.
+func TestM11WhatAnotherProgramUnmountsIsNoticed(t *testing.T) {
+	t.Parallel()
+	w := published(t)
+	s, n := serveWorld(t, w), newNode(t, w)
+	target := n.mount(s.image())
+	inside := exec.Command("sleep", "60")
+	inside.Dir = filepath.Join(target, "etc")
+	elsewhere := exec.Command("unshare", "-m", "--propagation", "private", "sleep", "60") // with a copy of all mounts
+	for _, cmd := range []*exec.Cmd{inside, elsewhere} {
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	}
+	n.await("the other namespace", func() bool {
+		here, _ := os.Readlink("/proc/self/ns/mnt")
+		there, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", elsewhere.Process.Pid))
+		return err == nil && there != here
+	})
+	if got := n.ok("status", target); !strings.Contains(got, " on "+target+": image, revision 3") || !strings.Contains(got, "follows  nothing") {
+		t.Errorf("status of one mount: %q", got)
+	}
+	if r := n.sh(`umount -l "$1"`, target); r.status != 0 {
+		t.Fatal(r.stderr)
+	}
+	if r := n.run("mount", s.image(), target); r.status != 0 || strings.Contains(r.stderr, "already") || !mounted(t, target) {
+		t.Errorf("mounted anew: status %d, %q, mounted %v", r.status, r.stderr, mounted(t, target))
+	}
+	if got := n.ok("fuser", target); !strings.Contains(got, strconv.Itoa(inside.Process.Pid)+" sleep            cwd (of a mount that was detached)\n") {
+		t.Errorf("who still sits in the mount that was detached: %q, want pid %d", got, inside.Process.Pid)
+	}
+	if r := n.sh(`umount -l "$1"`, target); r.status != 0 {
+		t.Fatal(r.stderr)
+	}
+	n.await("the daemon to notice", func() bool { return len(n.status().Mounts) == 0 })
+	if r := n.run("status", target); r.status != exitFailed || !strings.Contains(r.stderr, "hint: `skimfs status` lists all mounts") {
+		t.Errorf("status of no mount: status %d, %q", r.status, r.stderr)
+	}
+	if r := n.sh(`cat "/proc/$1/cwd/motd"`, strconv.Itoa(inside.Process.Pid)); r.stdout != "skim\n" {
+		t.Errorf("who was inside reads %q, %s", r.stdout, r.stderr)
+	}
+}
+
+// Leftovers of a reboot: mounts of users' sessions and of batch jobs are not made again, and no lease of then counts.
+func TestAfterARebootOnlyTheSystemsMountsComeBack(t *testing.T) {
+	t.Parallel()
+	w := published(t)
+	s, n := serveWorld(t, w), newNode(t, w)
+	stays, job, both := n.target("stays"), n.target("job"), n.target("both")
+	first := n.daemon()
+	n.ok("mount", s.image(), stays)
+	n.ok("mount", s.image(), job, "--lease", "7")
+	n.ok("mount", s.image(), both, "--lease", "7")
+	n.ok("mount", s.image(), both)
+	_ = first.Process.Signal(syscall.SIGTERM)
+	_ = first.Wait()
+	// rebooted starts a daemon that sees another boot of the kernel, and tells what it has mounted.
+	rebooted := func(flags string) (targets string) {
+		before := strings.Count(n.log(), "daemon ready")
+		boot := filepath.Join(n.home, "boot")
+		writeTest(t, boot, "00000000-0000-0000-0000-000000000000\n")
+		cmd := exec.Command("unshare", "-m", "sh", "-c", `mount --bind "$1" /proc/sys/kernel/random/boot_id; exec "$2" mountd $3 2>>"$4"`, "sh",
+			boot, testkit.Build(t), flags, filepath.Join(n.home, "state", "mountd.log"))
+		cmd.Env = append(os.Environ(), "SKIMFS_HOME="+n.home)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		n.await("the daemon after the reboot", func() bool { return strings.Count(n.log(), "daemon ready") > before })
+		for _, m := range n.status().Mounts {
+			targets += fmt.Sprintf("%s %s %d leases\n", filepath.Base(m.Target), m.State, len(m.Leases))
+		}
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+		return targets
+	}
+	if got, want := rebooted(""), "both mounted 0 leases\nstays mounted 0 leases\n"; got != want {
+		t.Errorf("the system's daemon has %q, want %q", got, want)
+	}
+	if got := rebooted("--idle 1m"); got != "both mounted 0 leases\nstays mounted 0 leases\n" {
+		t.Errorf("of the same boot a daemon on demand has %q", got)
+	}
+	n.ok("mount", s.image(), stays) // by a daemon on demand, of this boot
+	n.kill(n.status().PID)
+	if r := n.sh(`umount -l "$1"`, stays); r.status != 0 {
+		t.Fatal(r.stderr)
+	}
+	if got := rebooted("--idle 1m"); got != "" {
+		t.Errorf("a daemon on demand has mounted %q again", got)
+	}
 }
 
 // A daemon that is to end answers what is being read, and only then takes its mounts down.

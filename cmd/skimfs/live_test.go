@@ -3,11 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -67,17 +65,15 @@ func (r *liveRepo) skimfs(args ...string) string {
 	return string(out)
 }
 
-// publish publishes an image with a shell and a file etc/version.
+// publish publishes an image with a shell, a few programs with their libraries, and a file etc/version.
 func (r *liveRepo) publish(name, version string) {
 	r.t.Helper()
-	dir, shell := r.t.TempDir(), testkit.Program(r.t, "busybox")
-	err := os.WriteFile(filepath.Join(dir, "version"), []byte(version+"\n"), 0o644)
-	for _, sub := range []string{"bin", "proc", "tmp", "etc"} {
-		err = errors.Join(err, os.Mkdir(filepath.Join(dir, sub), 0o755))
-	}
-	b, readErr := os.ReadFile(shell)
-	if err := errors.Join(err, readErr, os.WriteFile(filepath.Join(dir, "bin/busybox"), b, 0o755), os.WriteFile(filepath.Join(dir, "etc/version"), []byte(version+"\n"), 0o644)); err != nil {
-		r.t.Fatal(err)
+	dir := r.t.TempDir()
+	const script = `cd "$1"; mkdir -p bin etc proc tmp; echo "$2" >version; echo "$2" >etc/version
+		cd bin; for name in sh cat grep ls sleep; do cp -L "$(command -v $name)" .; done; cd ..
+		cp -L --parents $(ldd bin/* | grep -o '/[^ :]*' | grep '\.so') .`
+	if out, err := exec.Command("sh", "-euc", script, "sh", dir, version).CombinedOutput(); err != nil {
+		r.t.Fatalf("making an image: %v\n%s", err, out)
 	}
 	r.skimfs("publish", "--repo", r.dir, "--keys", r.keys, "dir:"+dir, name)
 }
@@ -108,19 +104,19 @@ func (c *container) said() string {
 // busyScript reads, starts programs and writes until TERM, and ends with the version it sees then.
 const busyScript = `stop=; trap stop=1 TERM; exec 3</etc/version; cd /etc
 while [ -z "$stop" ]; do
-	/bin/busybox cat version >/tmp/null || exit 3
-	/bin/busybox ls /proc/self/fd >/tmp/null || exit 4
-	echo x >/tmp/f && [ "$(/bin/busybox cat /tmp/f)" = x ] || exit 5
+	cat version >/tmp/null || exit 3
+	ls /proc/self/fd >/tmp/null || exit 4
+	echo x >/tmp/f && [ "$(cat /tmp/f)" = x ] || exit 5
 	echo tick
-	/bin/busybox sleep 0.02
+	sleep 0.02
 done
-/bin/busybox cat version; /bin/busybox cat <&3; /bin/busybox grep -c " /tmp tmpfs\| /proc proc" /proc/mounts; pwd`
+cat version; cat <&3; grep -c " /tmp tmpfs\| /proc proc" /proc/mounts; pwd`
 
 func (n *node) container(root, script string) *container {
 	n.t.Helper()
 	c := &container{ended: make(chan error, 1)}
 	c.cmd = exec.Command("unshare", "-m", "--propagation", "private", "sh", "-ec",
-		`mount -t proc proc "$1/proc"; mount -t tmpfs tmpfs "$1/tmp"; exec chroot "$1" /bin/busybox sh -c "$2"`, "sh", root, script)
+		`mount -t proc proc "$1/proc"; mount -t tmpfs tmpfs "$1/tmp"; exec chroot "$1" /bin/sh -c "$2"`, "sh", root, script)
 	c.cmd.Stdout, c.cmd.Stderr = c, c
 	if err := c.cmd.Start(); err != nil {
 		n.t.Fatal(err)
@@ -239,6 +235,10 @@ func TestM22AContainerKeepsItsImageToTheEnd(t *testing.T) {
 		n.sh(`echo 2 >/proc/sys/vm/drop_caches`)
 	}
 	n.ticks(c)
+	// Its namespace shows other paths than this one.
+	if got := n.ok("fuser", target); !strings.Contains(got, fmt.Sprintf("%7d sh               cwd root exe fd map", c.cmd.Process.Pid)) {
+		t.Errorf("who uses the mount: %q, want pid %d", got, c.cmd.Process.Pid)
+	}
 	c.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case err := <-c.ended:
@@ -344,7 +344,7 @@ func TestSqfsAliasTakesChRunIn(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	got := runCommand(ctx, t, exec.Command("env", "USER=root", chrun, alias, "--", "/bin/busybox", "cat", "/etc/version"))
+	got := runCommand(ctx, t, exec.Command("env", "USER=root", chrun, alias, "--", "/bin/cat", "/etc/version"))
 	if got.status != 0 || got.stdout != "one\n" {
 		t.Errorf("ch-run %s: status %d, %q\n%s", alias, got.status, got.stdout, got.stderr)
 	}

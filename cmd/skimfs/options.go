@@ -151,6 +151,10 @@ var options = []option{
 		o.WorldReadable = true
 		return nil
 	}},
+	{"suid", "", "off", "file only, of one repository, root's daemon: set-user-ID bits and file capabilities of its images count", false, func(o *mountOptions, _ string) error {
+		o.Suid = true
+		return nil
+	}},
 	{"uid_map", "FILE", "none", "lines `FROM TO` change owners, `* TO` those not listed", false, func(o *mountOptions, v string) (err error) {
 		o.UIDMap, err = readIDMap(v)
 		return err
@@ -227,8 +231,10 @@ func parseFstab(lists []string, sloppy bool) (mountOptions, error) {
 			given[name] = true
 			_, ours := findOption(name)
 			switch {
+			case others[name], strings.HasPrefix(name, "x-"), strings.HasPrefix(name, "X-"):
+				continue
 			case ours, name == "noexec":
-			case others[name], strings.HasPrefix(name, "x-"), strings.HasPrefix(name, "X-"), sloppy:
+			case sloppy:
 				continue
 			}
 			kept = append(kept, item)

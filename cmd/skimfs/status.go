@@ -17,17 +17,19 @@ import (
 func statusCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:     "status",
+		Use:     "status [TARGET]",
 		GroupID: "node",
 		Short:   "Show daemons, mounts, caches and what was fetched",
 		Long: `Show the running daemon: its mounts, its cache, how much it fetched and by which proxy and server; then the daemons of other cache
-directories. A daemon that died is started again first, with its mounts. No mount is touched. Without a daemon the JSON has pid 0.`,
+directories. With TARGET, the mount there alone, in detail. A daemon that died is started again first, with its mounts. No mount is touched. Without a
+daemon the JSON has pid 0.`,
 		Example: `  skimfs status
+  skimfs status /mnt
   skimfs status --json | jq -r '.mounts[].target'`,
-		Args: cobra.NoArgs,
+		Args: cobra.MaximumNArgs(1),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON (default off)")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		h, err := home()
 		if err != nil {
 			return nodeError(err, about{})
@@ -44,10 +46,18 @@ directories. A daemon that died is started again first, with its mounts. No moun
 			}
 			list = append(list, s)
 		}
+		if len(args) > 0 {
+			if list, err = statusAt(list, args[0]); err != nil {
+				return nodeError(err, about{target: args[0]})
+			}
+		}
 		if asJSON {
 			return printJSON(cmd.OutOrStdout(), statusJSON(list))
 		}
 		printStatus(cmd.OutOrStdout(), list)
+		if len(args) > 0 {
+			printMount(cmd.OutOrStdout(), list[0].Mounts[0])
+		}
 		return nil
 	}
 	return cmd
@@ -68,6 +78,42 @@ func statusOf(ctx context.Context, c *mountd.Client) (*mountd.Status, error) {
 		}
 	}
 	return s, nodeError(err, about{})
+}
+
+// statusAt keeps of some daemons' status what is about the mount at target.
+func statusAt(list []*mountd.Status, target string) ([]*mountd.Status, error) {
+	real, err := mountd.ResolveTarget(target)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range list {
+		for _, m := range s.Mounts {
+			if m.Target == real {
+				s.Mounts = []mountd.MountStatus{m}
+				return []*mountd.Status{s}, nil
+			}
+		}
+	}
+	return nil, &mountd.Error{Kind: mountd.NotMounted, Err: fmt.Errorf("nothing is mounted at %q", real)}
+}
+
+// printMount tells more of a mount than a list does.
+func printMount(w io.Writer, m mountd.MountStatus) {
+	fmt.Fprintf(w, "revision %d, published %s, shown since %s\n", m.Revision, m.Published.UTC().Format(time.RFC3339), m.Since.UTC().Format(time.RFC3339))
+	switch {
+	case m.Follows && !m.Checked.IsZero():
+		fmt.Fprintf(w, "follows  new revisions; a server said that there is none at %s\n", m.Checked.UTC().Format(time.RFC3339))
+	case m.Follows:
+		fmt.Fprintln(w, "follows  new revisions; no server was heard since it was mounted")
+	default:
+		fmt.Fprintln(w, "follows  nothing: it stays at this revision")
+	}
+	if m.Manifest != "" {
+		fmt.Fprintf(w, "image    %s, %s\n", m.Manifest, m.Platform)
+	}
+	for _, l := range m.Leases {
+		fmt.Fprintf(w, "lease    %s until %s\n", l.Name, l.Expires.UTC().Format(time.RFC3339))
+	}
 }
 
 // allStatus is the JSON of several daemons: the first one, which is the home's unless that doesn't run, and then the others.

@@ -84,7 +84,7 @@ func cut(s string) (name, value string) {
 	return s, ""
 }
 
-// Mount opens the device, calls mount(2), read-only, nosuid and nodev, and passes the descriptor to the socket. Its error is an
+// Mount opens the device, calls mount(2), read-only, nodev and, unless suid is among the options, nosuid, and passes the descriptor to the socket. Its error is an
 // errno, or an *os.PathError where the device is at fault.
 func Mount(a Args, socket int) error {
 	dev, err := syscall.Open(Device, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
@@ -101,8 +101,11 @@ func Mount(a Args, socket int) error {
 	}
 	source, kind := Subtype, "fuse."+Subtype
 	data := "fd=" + decimal(dev) + ",rootmode=40000,user_id=" + decimal(os.Getuid()) + ",group_id=" + decimal(os.Getgid())
+	flags := uintptr(syscall.MS_RDONLY | syscall.MS_NOSUID | syscall.MS_NODEV)
 	for _, o := range a.Options {
 		switch name, value := cut(o); name {
+		case "suid":
+			flags &^= syscall.MS_NOSUID
 		case "fsname":
 			source = value
 		case "subtype":
@@ -111,7 +114,7 @@ func Mount(a Args, socket int) error {
 			data += "," + o
 		}
 	}
-	if err := syscall.Mount(source, a.Target, kind, syscall.MS_RDONLY|syscall.MS_NOSUID|syscall.MS_NODEV, data); err != nil {
+	if err := syscall.Mount(source, a.Target, kind, flags, data); err != nil {
 		return err
 	}
 	if err := Pass(dev, socket); err != nil {

@@ -9,8 +9,9 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 EXAMPLES = $(PREFIX)/share/doc/skimfs/examples
 
 # What `make test` runs with the race detector: all that holds goroutines. The rest drives programs, or converts whole images, which takes
-# the detector minutes: `make race` has that, and ONCE is of it what does several things at once. What is counted in ALONE wants nothing beside it.
-PLAIN := ./publish ./cmd/... ./benchmarks/soak ./internal/...
+# the detector minutes: `make race` has that, and ONCE is of it what does several things at once. The soak comes first and beside the others, since it takes
+# two minutes and sleeps in most of them. What is counted in ALONE wants nothing beside it.
+PLAIN := ./benchmarks/soak ./publish ./cmd/... ./internal/...
 ALONE := ./benchmarks
 ONCE  := SideBySide|ReadersNeverSee|MirrorAndPublisher|Mirror.*Interrupted|AllSources|BrokenDownloads
 RACE   = $(filter-out $(shell $(GO) list $(PLAIN) $(ALONE)),$(shell $(GO) list ./...))
@@ -36,7 +37,7 @@ deps: ## install the Debian packages that tests and demo need (as root)
 test: deps lint ## run all tests, about 15 minutes
 	$(GO) test -race -timeout 15m $(TESTFLAGS) $(RACE)
 	$(GO) test -race -timeout 15m $(TESTFLAGS) -run '$(ONCE)' ./publish
-	$(GO) test -timeout 15m $(TESTFLAGS) $(PLAIN)
+	$(GO) test -p $$(($$(nproc) + 1)) -timeout 15m $(TESTFLAGS) $(PLAIN)
 	$(GO) test -timeout 15m $(TESTFLAGS) $(ALONE)
 
 test-long: deps ## compare 2000 random images with umoci; the cache at many random instants; kill publishd 80 times with 100 jobs each (as root)

@@ -44,9 +44,9 @@ const (
 var sizes = append(append(slices.Repeat([]int{700, 9_000, 33_000}, 10), slices.Repeat([]int{200_000}, 8)...), 1_500_000, 2_600_000)
 
 // readScript reads what its list says, over and over, a piece of at most 1 MiB each time, compares it with what was published and says how that ended: 0 equal,
-// 1 different, 2 not readable. Every other process goes past the kernel's cache, so that the daemon is asked.
+// 1 different, 2 not readable. Every other process goes past the kernel's cache, so that the daemon is asked. Between two pieces it pauses, half a second times the pace.
 const readScript = `use strict; use Fcntl; $| = 1;
-my ($home, $references, $list, $direct) = @ARGV;
+my ($home, $references, $list, $direct, $pace) = @ARGV;
 sub piece { my ($path, $skip, $flags) = @_; my $all = "";
 	sysopen(my $f, $path, O_RDONLY | $flags) or return; sysseek($f, $skip, 0);
 	while (length($all) < 1 << 20) { my $n = sysread($f, $all, (1 << 20) - length($all), length($all)); return unless defined $n; last unless $n }
@@ -57,7 +57,7 @@ while (1) { for (@lines) {
 	my ($path, $reference, $skip) = split;
 	my $got = piece("$home/mnt/$path", $skip, $direct ? O_DIRECT : 0);
 	print defined $got ? $got eq piece("$references/$reference", $skip, 0) ? 0 : 1 : 2, " $path\n";
-	select(undef, undef, undef, 0.3 + rand 0.4) } }`
+	for (1 .. $pace) { exit if -e "$home/stop"; select(undef, undef, undef, 0.3 + rand 0.4) } } }`
 
 // tally counts what readers said.
 type tally struct {
@@ -120,9 +120,11 @@ func most(all []sample) (m sample) {
 func TestSoak(t *testing.T) {
 	testkit.NeedRoot(t)
 	testkit.NeedFUSE(t)
-	length := 15 * time.Second
+	// By default it runs beside other tests and leaves them the machine.
+	length, pace := 2*time.Minute, 10
 	if text := os.Getenv("SKIMFS_SOAK"); text != "" {
 		var err error
+		pace = 1
 		if length, err = time.ParseDuration(text); err != nil {
 			t.Fatal(err)
 		}
@@ -137,12 +139,12 @@ func TestSoak(t *testing.T) {
 	var counted tally
 	var ended []chan error
 	for i := range readers {
-		ended = append(ended, w.read(i, &counted, &all))
+		ended = append(ended, w.read(i, pace, &counted, &all))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), length)
 	defer cancel()
 	var changes, faults atomic.Int64
-	all.Go(func() { w.comeAndGo(ctx, &changes) })
+	all.Go(func() { w.comeAndGo(ctx, time.Duration(pace)*200*time.Millisecond, &changes) })
 	all.Go(func() { w.fail(ctx, &faults) })
 	var samples []sample
 	for tick := time.NewTicker(length / 120); ctx.Err() == nil; {
@@ -354,7 +356,7 @@ func (w *world) await(what func() string, cond func() bool) {
 }
 
 // read starts a reading process; how it ends comes over the channel.
-func (w *world) read(i int, counted *tally, all *sync.WaitGroup) chan error {
+func (w *world) read(i, pace int, counted *tally, all *sync.WaitGroup) chan error {
 	w.t.Helper()
 	random := rand.New(rand.NewPCG(uint64(i), 1))
 	var list strings.Builder
@@ -366,7 +368,7 @@ func (w *world) read(i int, counted *tally, all *sync.WaitGroup) chan error {
 	if err := os.WriteFile(path, []byte(list.String()), 0o644); err != nil {
 		w.t.Fatal(err)
 	}
-	cmd := exec.Command(testkit.Program(w.t, "perl"), "-e", readScript, w.home, w.references, path, strconv.Itoa(i%2))
+	cmd := exec.Command(testkit.Program(w.t, "perl"), "-e", readScript, w.home, w.references, path, strconv.Itoa(i%2), strconv.Itoa(pace))
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -386,15 +388,15 @@ func (w *world) read(i int, counted *tally, all *sync.WaitGroup) chan error {
 	return ended
 }
 
-// comeAndGo unmounts and mounts until ctx ends.
-func (w *world) comeAndGo(ctx context.Context, changes *atomic.Int64) {
+// comeAndGo unmounts and mounts, with a pause each time, until ctx ends.
+func (w *world) comeAndGo(ctx context.Context, pause time.Duration, changes *atomic.Int64) {
 	for i := 0; ctx.Err() == nil && !w.t.Failed(); i++ {
 		n := stable + i%(mounts-stable)
 		w.unmount(n)
 		w.mount(n)
 		changes.Add(1)
 		select {
-		case <-time.After(200 * time.Millisecond):
+		case <-time.After(pause):
 		case <-ctx.Done():
 		}
 	}

@@ -21,14 +21,18 @@ const (
 
 // chunks are the larger objects, a file each. Files that are read stay open for a while, their checksums in memory.
 //
-// Lock order: a stripe, then mu. A stripe orders naming, opening and removal of the files whose digests share it, so
-// that no removed file stays open and no new one is removed. Content is written before it is taken.
+// Lock order: a stripe, then mu. A stripe orders naming and removal of the files whose digests share it, so that no new file is removed.
+// Content is written before it is taken. Readers take a stripe only if they don't find what they look for: naming and removing wait for the disk.
 type chunks struct {
 	dir, tmp string
 	stripe   [stripes]sync.Mutex
 
-	mu   sync.Mutex // guards open and all chunkFile.refs
-	open *simplelru.LRU[key, *chunkFile]
+	mu      sync.Mutex // guards what follows and all chunkFile.refs; nobody who holds it waits for the disk
+	open    *simplelru.LRU[key, *chunkFile]
+	removed [stripes]uint32 // files removed so far, for each stripe: none of them stays open
+	idle    []*chunkFile    // to be closed by who gives up mu
+
+	closing sync.WaitGroup // removed files whose space the filesystem takes back
 }
 
 // chunkFile is an open chunk file; it is closed when neither the list nor a reader refers to it.
@@ -36,11 +40,12 @@ type chunkFile struct {
 	f    *os.File
 	crcs []uint32
 	refs int
+	gone bool // it was removed, or may have been
 }
 
 func newChunks(dir, tmp string) *chunks {
 	c := &chunks{dir: dir, tmp: tmp}
-	c.open, _ = simplelru.NewLRU(openChunks, func(_ key, cf *chunkFile) { cf.unref() })
+	c.open, _ = simplelru.NewLRU(openChunks, func(_ key, cf *chunkFile) { c.unref(cf) })
 	return c
 }
 
@@ -49,8 +54,10 @@ func (c *chunks) path(k key) string {
 	return filepath.Join(c.dir, h[:2], h)
 }
 
+func stripeOf(k key) int { return int(k[1] % stripes) }
+
 func (c *chunks) lock(k key) *sync.Mutex {
-	m := &c.stripe[k[1]%stripes]
+	m := &c.stripe[stripeOf(k)]
 	m.Lock()
 	return m
 }
@@ -94,27 +101,55 @@ func (c *chunks) name(k key, tmp string) error {
 
 // remove deletes the file of k. The stripe of k is held.
 func (c *chunks) remove(k key) error {
+	err := os.Remove(c.path(k))
 	c.mu.Lock()
-	c.open.Remove(k)
-	c.mu.Unlock()
-	if err := os.Remove(c.path(k)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	defer c.unlock()
+	c.removed[stripeOf(k)]++
+	if cf, ok := c.open.Peek(k); ok {
+		cf.gone = true
+		c.open.Remove(k)
 	}
-	return nil
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // acquire returns the open file of k, which has size bytes of content. present is asked under the stripe.
 func (c *chunks) acquire(k key, size int64, present func() bool) (*chunkFile, error) {
-	if cf := c.opened(k); cf != nil {
+	c.mu.Lock()
+	cf, removed := c.opened(k), c.removed[stripeOf(k)]
+	c.mu.Unlock()
+	if cf != nil {
 		return cf, nil
 	}
-	defer c.lock(k).Unlock()
-	if cf := c.opened(k); cf != nil {
+	cf, err := c.openFile(k, size)
+	if err != nil { // it just left, or is lost
+		defer c.lock(k).Unlock()
+		if !present() {
+			return nil, errGone
+		}
+		if cf, err = c.openFile(k, size); err != nil {
+			return nil, err
+		}
+	}
+	c.mu.Lock()
+	defer c.unlock()
+	if c.removed[stripeOf(k)] != removed {
+		cf.gone = true // perhaps: it is closed after this read
 		return cf, nil
 	}
-	if !present() {
-		return nil, errGone
+	if other := c.opened(k); other != nil {
+		c.unref(cf)
+		return other, nil
 	}
+	cf.refs++
+	c.open.Add(k, cf)
+	return cf, nil
+}
+
+// openFile opens the file of k and reads its checksums; the caller has a reference.
+func (c *chunks) openFile(k key, size int64) (*chunkFile, error) {
 	f, err := os.Open(c.path(k))
 	if err != nil {
 		return nil, err
@@ -127,16 +162,11 @@ func (c *chunks) acquire(k key, size int64, present func() bool) (*chunkFile, er
 		f.Close()
 		return nil, err
 	}
-	cf := &chunkFile{f: f, crcs: crcs, refs: 2}
-	c.mu.Lock()
-	c.open.Add(k, cf)
-	c.mu.Unlock()
-	return cf, nil
+	return &chunkFile{f: f, crcs: crcs, refs: 1}, nil
 }
 
+// opened returns the file of k with a reference more, if it is open. mu is held.
 func (c *chunks) opened(k key) *chunkFile {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	cf, ok := c.open.Get(k)
 	if !ok {
 		return nil
@@ -147,21 +177,37 @@ func (c *chunks) opened(k key) *chunkFile {
 
 func (c *chunks) release(cf *chunkFile) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	cf.unref()
+	defer c.unlock()
+	c.unref(cf)
 }
 
-// unref gives up one reference; the mutex that guards refs is held.
-func (cf *chunkFile) unref() {
+// unref gives up one reference; mu is held.
+func (c *chunks) unref(cf *chunkFile) {
 	if cf.refs--; cf.refs == 0 {
-		cf.f.Close()
+		c.idle = append(c.idle, cf)
+	}
+}
+
+// unlock gives up mu and closes what nothing refers to any more. The space of a removed file comes back with its last reference, which may
+// take the disk a while: no reader waits for it.
+func (c *chunks) unlock() {
+	idle := c.idle
+	c.idle = nil
+	c.mu.Unlock()
+	for _, cf := range idle {
+		if cf.gone {
+			c.closing.Go(func() { cf.f.Close() })
+		} else {
+			cf.f.Close()
+		}
 	}
 }
 
 func (c *chunks) close() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.open.Purge()
+	c.unlock()
+	c.closing.Wait()
 }
 
 // readTrailer reads and checks the trailer; size < 0 takes the size that the footer names.

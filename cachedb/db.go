@@ -178,7 +178,11 @@ func (db *DB) open(c Config) (err error) {
 	db.packs.full.Store(packSize(db.Limit()))
 	// A log that a larger memtable wrote does not fit a smaller one.
 	now := marker{phase: opening, memTable: max(found.memTable, memTableSize(db.Limit(), db.space.total))}
-	if err := db.writeMarker(now); err != nil {
+	mark := db.writeMarker
+	if found.phase != stopped && found.memTable == now.memTable {
+		mark = db.remark
+	}
+	if err := mark(now); err != nil {
 		return err
 	}
 	db.memTable = now.memTable
@@ -197,7 +201,7 @@ func (db *DB) open(c Config) (err error) {
 		}
 	}
 	now.phase = running
-	return db.writeMarker(now)
+	return db.remark(now)
 }
 
 // openRAM opens a cache without a disk: nothing is there but state records.
@@ -270,11 +274,25 @@ func (db *DB) readMarker() (m marker, err error) {
 	return m, err
 }
 
+func (m marker) text() []byte { return fmt.Appendf(nil, "%s %d\n", m.phase, m.memTable) }
+
 func (db *DB) writeMarker(m marker) error {
 	if m.phase == stopped {
 		return errors.Join(os.Remove(db.markerPath()), syncDir(db.dir))
 	}
-	return writeSynced(db.markerPath(), fmt.Appendf(nil, "%s %d\n", m.phase, m.memTable))
+	return writeSynced(db.markerPath(), m.text())
+}
+
+// remark changes a marker that is on the disk and has the same size of the memtable, without waiting for the disk: which of the two a power
+// loss leaves, or a torn one, tells of an unclean stop as well.
+func (db *DB) remark(m marker) error { return os.WriteFile(db.markerPath(), m.text(), 0o600) }
+
+// syncMarker brings the marker to the disk. Until then a power loss may leave one that has the next owner rebuild the index.
+func (db *DB) syncMarker() {
+	if f, err := os.Open(db.markerPath()); err == nil {
+		_ = f.Sync() // a disk that can't will be told of by what writes
+		f.Close()
+	}
 }
 
 // writeSynced replaces path by data: write, sync, rename, sync the directory.
@@ -522,7 +540,7 @@ func (db *DB) readSuspect(k key, l loc, p []byte, off int64) error {
 func (db *DB) dropBad(k key, l loc, why error) {
 	dropped := false
 	if l.pack == 0 {
-		dropped = db.removeChunk(k, l)
+		dropped = db.removeChunk(k, l, db.table.remove)
 	} else if dropped = db.table.remove(k, l); dropped {
 		db.record(k) // its bytes leave with the pack
 	}

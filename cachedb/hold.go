@@ -117,8 +117,8 @@ func (db *DB) Evict(d index.Digest) bool {
 		}
 		gone := false
 		if l.pack == 0 {
-			gone = db.removeChunk(k, l)
-		} else if gone = db.table.remove(k, l); gone {
+			gone = db.removeChunk(k, l, db.table.evict)
+		} else if gone = db.table.evict(k, l); gone {
 			db.record(k)
 		}
 		if gone {

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// index.go is the only file that talks to badger. The index is written in batches behind the cache's back and read once,
+// index.go, tables.go and rebuild.go alone talk to badger. The index is written in batches behind the cache's back and read once,
 // when the cache opens; in between the table answers.
 
 const (
@@ -95,13 +95,13 @@ func (db *DB) load() (loaded, error) {
 	version := uint32(0)
 	err := guard(func() error {
 		return db.badger.View(func(txn *badger.Txn) error {
+			keys := 0 // more than there are objects, if some have several versions; less by what the memtables hold
+			for _, t := range db.badger.Tables() {
+				keys += int(t.KeyCount)
+			}
+			db.table.reserve(keys)
 			it := txn.NewIterator(badger.IteratorOptions{PrefetchValues: false})
 			defer it.Close()
-			objects := 0
-			for it.Seek([]byte{prefixObject}); it.ValidForPrefix([]byte{prefixObject}); it.Next() {
-				objects++
-			}
-			db.table.reserve(objects)
 			for it.Rewind(); it.Valid(); it.Next() {
 				item := it.Item()
 				if err := item.Value(func(v []byte) error { return db.loadItem(&in, &version, item.Key(), v) }); err != nil {
@@ -114,6 +114,7 @@ func (db *DB) load() (loaded, error) {
 	if err != nil {
 		return in, err
 	}
+	db.table.fit()
 	if version > layoutVersion {
 		return in, fmt.Errorf("layout %d, this program knows up to %d: %w", version, layoutVersion, ErrLayout)
 	}
@@ -193,8 +194,10 @@ func (db *DB) wroteIndex(n int64) {
 	db.space.forget()
 }
 
-// setIndex writes one pair and syncs it.
-func (db *DB) setIndex(k, v []byte) error {
+// setIndex writes one pair, or deletes it, and syncs that.
+func (db *DB) setIndex(k, v []byte) error { return db.writePair(k, v, true) }
+
+func (db *DB) writePair(k, v []byte, sync bool) error {
 	if db.ram != nil {
 		return nil
 	}
@@ -211,7 +214,7 @@ func (db *DB) setIndex(k, v []byte) error {
 				return txn.Delete(k)
 			}
 			return txn.Set(k, v)
-		}); err != nil {
+		}); err != nil || !sync {
 			return err
 		}
 		return db.badger.Sync()
@@ -222,10 +225,12 @@ func (db *DB) setIndex(k, v []byte) error {
 	return nil
 }
 
+// setGenerations is for an opening cache. It syncs nothing: while the marker stands the next owner trusts nothing either, and what is
+// written from now on comes after this in the log.
 func (db *DB) setGenerations(g generations) error {
 	db.gen = g
 	le := binary.LittleEndian
-	return db.setIndex([]byte(keyGeneration), le.AppendUint32(le.AppendUint32(nil, g.now), g.trusted))
+	return db.writePair([]byte(keyGeneration), le.AppendUint32(le.AppendUint32(nil, g.now), g.trusted), false)
 }
 
 // Badger passes over a damaged table in silence, or dies of it in a goroutine of its own. So the owner leaves the sums of
@@ -405,6 +410,7 @@ func (db *DB) recorder() {
 	defer tick.Stop()
 	recency := time.Now()
 	var failed time.Time
+	db.syncMarker()
 	for n := 1; ; n++ {
 		select {
 		case <-db.ctx.Done():

@@ -178,9 +178,10 @@ func (ps *packs) drop(p *pack) error {
 	ps.mu.Unlock()
 	err := os.Remove(ps.path(p.id))
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.f.Close()
+	f := p.f
 	p.f = nil
+	p.mu.Unlock()
+	f.Close() // which gives the space back, and may take the disk a while
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -245,12 +246,12 @@ func readFull(f *os.File, b []byte, off int64) error {
 	return nil
 }
 
-// records calls f for each readable record header of the pack, skipping what is torn or damaged.
-func (p *pack) records(f func(h header, off uint32)) error {
+// records calls f for each readable record header of the pack, from an offset on, skipping what is torn or damaged.
+func (p *pack) records(from int64, f func(h header, off uint32)) error {
 	size := p.size.Load()
 	buf := make([]byte, 1<<20)
 	base, have := int64(0), 0 // buf[:have] are the bytes at base
-	for off := int64(0); off+headerLen <= size; {
+	for off := from &^ (packAlign - 1); off+headerLen <= size; {
 		if off < base || off+headerLen > base+int64(have) {
 			base, have = off, int(min(int64(len(buf)), size-off))
 			if err := p.pread(buf[:have], base); err != nil {

@@ -415,7 +415,7 @@ func (db *DB) evictChunks(list []victim, cut *cutoff, enough func() bool, why re
 		if enough() {
 			return
 		}
-		if db.removeChunk(v.key, v.loc) {
+		if db.removeChunk(v.key, v.loc, db.table.evict) {
 			db.countEvicted(why)
 		}
 	}
@@ -456,14 +456,13 @@ func (db *DB) evictPacks(leaving []*pack, cut *cutoff, why reason) {
 				budget -= n
 				continue
 			}
-			if hold {
-				now, ok := db.table.get(v.key, false)
-				stays = stays || ok && now.samePlace(v.loc)
-				continue
-			}
-			if db.table.remove(v.key, v.loc) {
+			if !hold && db.table.evict(v.key, v.loc) {
 				db.record(v.key)
 				db.countEvicted(why)
+				continue
+			}
+			if now, ok := db.table.get(v.key, false); ok && now.samePlace(v.loc) { // pinned, if only just now
+				stays = hold || !db.copyForward(v) || stays
 			}
 		}
 		if !stays {
@@ -509,10 +508,10 @@ func (db *DB) copyForward(v victim) bool {
 // catalogShare: the n-th part of the limit is the catalogs' own.
 const catalogShare = 4
 
-// removeChunk forgets a chunk and deletes its file, if k is still at l.
-func (db *DB) removeChunk(k key, l loc) bool {
+// removeChunk deletes the file of a chunk, or what takes its place in memory, if forget takes it from the table.
+func (db *DB) removeChunk(k key, l loc, forget func(k key, was loc) bool) bool {
 	defer db.chunks.lock(k).Unlock()
-	if !db.table.remove(k, l) {
+	if !forget(k, l) {
 		return false
 	}
 	remove := db.chunks.remove

@@ -6,11 +6,15 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sync/errgroup"
 )
 
 // recover brings index, packs and chunk files into agreement. found is the last owner's marker.
@@ -70,9 +74,16 @@ func (db *DB) openIndex(phase string) (in loaded, rebuilt bool, err error) {
 	case phase == stopped:
 		cause = db.checkIndex(dir)
 	}
+	var manifest badger.Manifest
+	if cause == nil && !fresh {
+		manifest, cause = wholeManifest(dir, opts)
+	}
 	if cause == nil {
 		if db.badger, cause = openBadger(opts); cause == nil {
-			if in, cause = db.load(); cause == nil {
+			if cause = db.checkOpened(manifest); cause == nil {
+				in, cause = db.load()
+			}
+			if cause == nil {
 				db.sumTables()
 				return in, fresh, db.stampVersion(fresh)
 			}
@@ -135,7 +146,7 @@ func (db *DB) dropOrphans() {
 	}
 }
 
-// adoptPacks reads the records of packs that the index doesn't know to their end, and goes on with the last pack if all
+// adoptPacks reads the records that packs have beyond what the index knows of them, and goes on with the last pack if all
 // is known of it.
 func (db *DB) adoptPacks(recorded map[uint32]int64, clean bool) error {
 	var last *pack
@@ -155,7 +166,7 @@ func (db *DB) adoptPacks(recorded map[uint32]int64, clean bool) error {
 			}
 			continue
 		}
-		if err := p.records(func(h header, off uint32) {
+		if err := p.records(p.recorded, func(h header, off uint32) {
 			db.adopt(h, loc{pack: p.id, off: off})
 		}); err != nil {
 			return err
@@ -185,34 +196,51 @@ func (db *DB) adopt(h header, l loc) {
 }
 
 // adoptChunks adds chunk files that the table doesn't know, removes files that are none, and forgets chunks whose file is
-// not there.
+// not there. Directories are looked at side by side, as each may have to come from the disk.
 func (db *DB) adoptChunks() error {
 	dirs, err := os.ReadDir(db.chunks.dir)
 	if err != nil {
 		return err
 	}
-	there := make(map[key]struct{}, db.table.count.Load())
+	shard := map[string]*shard{} // by name of its directory; nil for what is none of ours
 	for _, d := range dirs {
-		if !d.IsDir() {
-			continue
-		}
-		names, err := namesIn(filepath.Join(db.chunks.dir, d.Name()))
-		if err != nil {
-			return fmt.Errorf("listing chunk files: %w", err)
-		}
-		for _, name := range names {
-			if k, ok := db.adoptChunk(d.Name(), name); ok {
-				there[k] = struct{}{}
-				continue
-			}
-			path := filepath.Join(db.chunks.dir, d.Name(), name)
-			if err := os.RemoveAll(path); err != nil {
-				db.log.Warn("removing a file that is no chunk", "path", path, "err", err)
-			}
+		if d.IsDir() {
+			shard[d.Name()] = nil
 		}
 	}
+	for i := range db.table.shard {
+		shard[fmt.Sprintf("%02x", i)] = &db.table.shard[i]
+	}
+	var all errgroup.Group
+	all.SetLimit(8)
+	for dir, s := range shard {
+		all.Go(func() error { return db.adoptDir(dir, s) })
+	}
+	return all.Wait()
+}
+
+// adoptDir is adoptChunks for a directory, which need not be there, and its shard.
+func (db *DB) adoptDir(dir string, s *shard) error {
+	names, err := namesIn(filepath.Join(db.chunks.dir, dir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("listing chunk files: %w", err)
+	}
+	there := make(map[key]struct{}, len(names))
+	for _, name := range names {
+		if k, ok := db.adoptChunk(dir, name); ok {
+			there[k] = struct{}{}
+			continue
+		}
+		path := filepath.Join(db.chunks.dir, dir, name)
+		if err := os.RemoveAll(path); err != nil {
+			db.log.Warn("removing a file that is no chunk", "path", path, "err", err)
+		}
+	}
+	if s == nil {
+		return nil
+	}
 	var lost []victim
-	db.table.scan(func(k *key, l loc) {
+	s.scan(func(k *key, l loc) {
 		if _, ok := there[*k]; !ok && l.pack == 0 {
 			lost = append(lost, victim{*k, l})
 		}

@@ -32,7 +32,8 @@ func (l loc) diskBytes() int64 {
 	return chunkDiskBytes(int64(l.size))
 }
 
-const shards = 64
+// shards are as many as there are directories of chunk files: each has the objects of one.
+const shards = 256
 
 // table maps digests to locations: open addressing, 52 bytes a slot, loaded to 85 %. Slots lie outside Go's heap, so that the collector
 // does not let as much garbage pile up beside them. Recency is one atomic store under a read lock.
@@ -65,7 +66,7 @@ const (
 	metaSize     = metaLive - 1
 )
 
-func (t *table) of(k *key) *shard { return &t.shard[k[0]%shards] }
+func (t *table) of(k *key) *shard { return &t.shard[k[0]] }
 
 func home(k *key, n int) int {
 	return int(uint64(binary.LittleEndian.Uint32(k[4:])) * uint64(n) >> 32)
@@ -154,10 +155,24 @@ func (t *table) reserve(n int) {
 	}
 }
 
+// fit gives back what reserve took too much.
+func (t *table) fit() {
+	for i := range t.shard {
+		s := &t.shard[i]
+		s.mu.Lock()
+		if want := s.n*104/85 + 1; len(s.slots) > want+want/8+100 { // the last is not to copy for a page
+			s.resize(want)
+		}
+		s.mu.Unlock()
+	}
+}
+
 // grow makes room for an eighth more. The shard is locked.
-func (s *shard) grow() {
+func (s *shard) grow() { s.resize(len(s.slots) + len(s.slots)/8) }
+
+func (s *shard) resize(n int) {
 	old := s.slots
-	s.slots = newSlots(len(old) + len(old)/8)
+	s.slots = newSlots(n)
 	for i := range old {
 		if old[i].meta != 0 {
 			j, _ := s.find(&old[i].key)
@@ -231,6 +246,15 @@ func (t *table) update(k key, was loc, change func(*loc)) bool {
 
 // remove forgets k if it is still where was says.
 func (t *table) remove(k key, was loc) bool {
+	return t.removeIf(k, func(l loc) bool { return l.samePlace(was) })
+}
+
+// evict is remove for what may stay: it does nothing if k was pinned meanwhile.
+func (t *table) evict(k key, was loc) bool {
+	return t.removeIf(k, func(l loc) bool { return l.samePlace(was) && (was.pinned || !l.pinned) })
+}
+
+func (t *table) removeIf(k key, still func(l loc) bool) bool {
 	s := t.of(&k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -238,10 +262,14 @@ func (t *table) remove(k key, was loc) bool {
 		return false
 	}
 	i, ok := s.find(&k)
-	if !ok || !s.slots[i].loc().samePlace(was) {
+	if !ok {
 		return false
 	}
-	if l := s.slots[i].loc(); l.pinned && t.unpin != nil {
+	l := s.slots[i].loc()
+	if !still(l) {
+		return false
+	}
+	if l.pinned && t.unpin != nil {
 		t.unpin(l)
 	}
 	s.erase(i)
@@ -271,14 +299,17 @@ func (s *shard) erase(i int) {
 // scan calls f for every object, a shard at a time under its read lock; f must not call back into the table.
 func (t *table) scan(f func(k *key, l loc)) {
 	for i := range t.shard {
-		s := &t.shard[i]
-		s.mu.RLock()
-		for j := range s.slots {
-			if s.slots[j].meta != 0 {
-				f(&s.slots[j].key, s.slots[j].loc())
-			}
+		t.shard[i].scan(f)
+	}
+}
+
+func (s *shard) scan(f func(k *key, l loc)) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for j := range s.slots {
+		if s.slots[j].meta != 0 {
+			f(&s.slots[j].key, s.slots[j].loc())
 		}
-		s.mu.RUnlock()
 	}
 }
 

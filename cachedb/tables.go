@@ -67,26 +67,64 @@ func (db *DB) checkTables() (err error) {
 		if err = db.checkTablesOnce(); err == nil {
 			return nil
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(50 * time.Millisecond) // badger syncs the one before it changes the other
 	}
 	return err
 }
 
-func (db *DB) checkTablesOnce() error {
-	db.sumTables()
-	path := filepath.Join(db.dir, "index", badger.ManifestFilename)
-	f, err := os.Open(path)
+// readManifest returns the tables that the manifest in dir lists, and where what can be read of it ends.
+func readManifest(dir string, opts badger.Options) (m badger.Manifest, end, size int64, err error) {
+	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
 	if err != nil {
-		return err
+		return m, 0, 0, err
 	}
 	defer f.Close()
-	manifest, end, err := badger.ReplayManifestFile(f, 0, db.badger.Opts())
+	if m, end, err = badger.ReplayManifestFile(f, 0, opts); err != nil {
+		return m, 0, 0, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return m, 0, 0, err
+	}
+	return m, end, st.Size(), nil
+}
+
+// wholeManifest is readManifest for an index that nobody uses. Badger cuts off what it can't read, and the tables listed there go with it.
+func wholeManifest(dir string, opts badger.Options) (badger.Manifest, error) {
+	m, end, size, err := readManifest(dir, opts)
+	if err == nil && end != size {
+		err = fmt.Errorf("manifest: %d of %d bytes can be read: %w", end, size, errDamaged)
+	}
+	return m, err
+}
+
+// checkOpened finds tables of the manifest that badger passed over, in silence, when it opened the index. Whatever was listed then and is
+// listed now must be in use: a compaction changes the manifest first.
+func (db *DB) checkOpened(then badger.Manifest) error {
+	dir := filepath.Join(db.dir, "index")
+	used := db.tables()
+	now, _, _, err := readManifest(dir, db.badger.Opts())
 	if err != nil {
 		return err
 	}
-	st, err := f.Stat()
-	if now := db.tables(); err != nil || st.Size() != end || len(manifest.Tables) != len(now) {
-		return errors.Join(err, fmt.Errorf("%s: %d tables in %d bytes that can be read, want %d tables: %w", path, len(manifest.Tables), end, len(now), errDamaged))
+	for id := range then.Tables {
+		path := btable.NewFilename(id, dir)
+		if _, listed := now.Tables[id]; listed && !used[path] {
+			return fmt.Errorf("%s: badger does not read it: %w", path, errDamaged)
+		}
+	}
+	return nil
+}
+
+func (db *DB) checkTablesOnce() error {
+	db.sumTables()
+	dir := filepath.Join(db.dir, "index")
+	m, end, size, err := readManifest(dir, db.badger.Opts())
+	if err != nil {
+		return err
+	}
+	if now := db.tables(); size != end || len(m.Tables) != len(now) {
+		return fmt.Errorf("manifest of %s: %d tables in %d of %d bytes, want %d tables: %w", dir, len(m.Tables), end, size, len(now), errDamaged)
 	}
 	db.sums.mu.Lock()
 	sums := maps.Clone(db.sums.of)

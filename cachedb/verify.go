@@ -157,10 +157,11 @@ func (db *DB) verifyPacks(repair bool, found func(Damage)) {
 
 // verifyOwner checks what tells others whose the cache is, and that it is in use.
 func (db *DB) verifyOwner(repair bool, found func(Damage)) {
-	if m, err := db.readMarker(); err != nil || m != (marker{running, db.memTable}) {
+	mark := marker{running, db.memTable}
+	if b, err := os.ReadFile(db.markerPath()); err != nil || !bytes.Equal(b, mark.text()) {
 		d := Damage{db.markerPath(), "does not say that the cache is open", false}
 		if repair {
-			d.Repaired = db.writeMarker(marker{running, db.memTable}) == nil
+			d.Repaired = db.writeMarker(mark) == nil
 		}
 		found(d)
 	}

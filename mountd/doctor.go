@@ -79,6 +79,7 @@ func Doctor(ctx context.Context, cfg DoctorConfig) []Finding {
 	d.namespaces()
 	d.bounded("permissions", d.Home.Run+" or "+d.Home.State, (*doctor).directories)
 	d.bounded("cache", d.Cache, func(d *doctor) { d.partition(ctx) })
+	d.lower(ctx)
 	d.bounded("servers", "the key directories", func(d *doctor) { d.servers(ctx) })
 	return d.found
 }
@@ -270,6 +271,63 @@ func (d *doctor) partition(ctx context.Context) {
 		d.warn("cache", "name a directory on a larger disk: `cache =` in skimfs.conf or `-o cache=DIR`", "%s has room for a cache of only %d MB", dir, room>>20)
 	default:
 		d.ok("cache", "%s has room for a cache of %d MB", dir, room>>20)
+	}
+}
+
+// lower looks at the lower cache. Mounts do without one that can't be had, so that nothing of it is an error.
+func (d *doctor) lower(ctx context.Context) {
+	dir := d.Options.Lower
+	if dir == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.Wait)
+	defer cancel()
+	seen := make(chan error, 1)
+	var st unix.Stat_t
+	var writes error
+	go func() { // its filesystem may hang
+		seen <- func() error {
+			if err := unix.Stat(dir, &st); err != nil {
+				return err
+			}
+			if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+				return unix.ENOTDIR
+			}
+			root, err := os.OpenRoot(dir)
+			if err != nil {
+				return err
+			}
+			defer root.Close()
+			if _, err := root.Stat("notes"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			writes = unix.Access(dir, unix.W_OK)
+			return nil
+		}()
+	}()
+	var err error
+	select {
+	case err = <-seen:
+	case <-ctx.Done():
+		d.warn("lower", "look after the filesystem: until it answers, content comes from the servers", "%s does not answer within %v", dir, d.Wait)
+		return
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		d.warn("lower", "mount the filesystem it is on, or correct `cache_lower =` in skimfs.conf; it is never created", "%s: %v", dir, err)
+	case errors.Is(err, fs.ErrPermission):
+		d.warn("lower", "`chmod a+rx "+dir+"`, and of what is above it", "%s can't be read: %v", dir, err)
+	case err != nil:
+		d.warn("lower", "look after the filesystem: until it answers, content comes from the servers", "%s: %v", dir, err)
+	default:
+		text := "can be read"
+		if writes == nil {
+			text += " and filled by this node"
+		}
+		if st.Mode&0o022 != 0 {
+			text += "; others may write to it, too, so every object is checked against its digest"
+		}
+		d.ok("lower", "%s %s", dir, text)
 	}
 }
 

@@ -46,6 +46,9 @@ func doctorFindings(ctx context.Context, h mountd.Home, source string, lists []s
 	if o.PublicKey != "" {
 		cfg.Options.PublicKey = o.PublicKey
 	}
+	if o.Lower != "" {
+		cfg.Options.Lower = o.Lower
+	}
 	return mountd.Doctor(ctx, cfg), nil
 }
 
@@ -55,7 +58,7 @@ func doctorCommand() *cobra.Command {
 		Use:     "doctor [SOURCE]",
 		GroupID: "node",
 		Short:   "Look for what keeps mounts from working, with a remedy each",
-		Long: `Check the FUSE device, the mount helper, apptainer, directories and the cache's partition; with SOURCE also each proxy and server, the
+		Long: `Check the FUSE device, the mount helper, apptainer, directories, the cache's partition and the lower cache; with SOURCE also each proxy and server, the
 key, the whitelist and the clock. It touches no mount and needs no daemon, so it works when something hangs, and ends within seconds.
 
 Exit status:

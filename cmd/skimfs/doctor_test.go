@@ -108,6 +108,18 @@ func TestDoctorFindsWhatIsWrongO04(t *testing.T) {
 			return mountinfo(root, "22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n")
 		}, "propagation", "warning", "/ is not shared"},
 		{"a limit larger than the disk", func(_ string, c *mountd.DoctorConfig) error { c.Quota = 200 << 30; return nil }, "cache", "error", "the limit is 204800 MB"},
+		{"a lower cache that isn't mounted", func(root string, c *mountd.DoctorConfig) error {
+			c.Options.Lower = root + "/lustre/skimfs"
+			return nil
+		}, "lower", "warning", "no such file"},
+		{"a file for a lower cache", func(root string, c *mountd.DoctorConfig) error {
+			c.Options.Lower = root + "/lower"
+			return os.WriteFile(c.Options.Lower, nil, 0o600)
+		}, "lower", "warning", "not a directory"},
+		{"a lower cache that all may write", func(root string, c *mountd.DoctorConfig) error {
+			c.Options.Lower = root + "/lower"
+			return errors.Join(os.Mkdir(c.Options.Lower, 0o700), os.Chmod(c.Options.Lower, 0o777))
+		}, "lower", "ok", "others may write to it"},
 		{"dead server", func(_ string, c *mountd.DoctorConfig) error {
 			c.Options.Servers = []string{"http://127.0.0.1:1"}
 			return nil

@@ -46,6 +46,7 @@ type Daemon struct {
 	targets targetLocks
 	pinning sync.Mutex // held while pins change
 	leftMu  sync.Mutex // held while the list of detached mounts changes
+	seen    seenImages
 	mu      sync.Mutex // guards what follows; taken after a target's lock
 	mounts  map[string]*mount
 	leaving map[*mount]bool // detached, with users left

@@ -366,12 +366,12 @@ type PinStatus struct {
 	Since       time.Time `json:"since"`
 }
 
-// ImageStatus tells how much of a mounted image this node has.
+// ImageStatus tells how much of an image this node has that is mounted, or was.
 type ImageStatus struct {
 	Source      string    `json:"source"`
-	Target      string    `json:"target"`
-	Image       string    `json:"image"` // digest of its root catalog
-	Bytes       int64     `json:"bytes"` // of the content of its loaded catalogs' files, each object once
+	Target      string    `json:"target"` // "": it is mounted no more
+	Image       string    `json:"image"`  // digest of its root catalog
+	Bytes       int64     `json:"bytes"`  // of the content of its loaded catalogs' files, each object once
 	CachedBytes int64     `json:"cached_bytes"`
 	AsOf        time.Time `json:"as_of"`
 }
@@ -389,12 +389,13 @@ func (d *Daemon) getCache(http.ResponseWriter, *http.Request) (any, error) {
 		out.Pins = append(out.Pins, PinStatus{p.Source, p.Paths, p.Objects, p.Bytes, p.Bytes, p.Since})
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	for _, m := range d.mounts {
 		if s := m.counted.Load(); s != nil {
 			out.Images = append(out.Images, *s...)
 		}
 	}
+	d.mu.Unlock()
+	out.Images = append(out.Images, d.seen.statuses(d.mountedNow())...)
 	slices.SortFunc(out.Images, func(a, b ImageStatus) int { return strings.Compare(a.Target+a.Image, b.Target+b.Image) })
 	return out, nil
 }
@@ -475,9 +476,13 @@ func (d *Daemon) pinAgain() {
 
 const markEvery = 10 * time.Second
 
-// markInUse keeps the cache told which objects images in use consist of, and counts how much of these this node has.
+// markInUse keeps the cache told which objects images in use consist of, and counts how much of these, and of those that were in use before,
+// this node has.
 func (d *Daemon) markInUse() {
 	d.pinAgain()
+	if err := d.seen.load(d.db); err != nil {
+		d.log.Error("counting images", "err", err)
+	}
 	tick := time.NewTicker(markEvery)
 	defer tick.Stop()
 	var before cachedb.Stats
@@ -496,15 +501,22 @@ func (d *Daemon) markInUse() {
 		}
 		d.mu.Unlock()
 		now := d.db.Stats()
+		d.recount(changes(now))
 		if now.Fills == before.Fills && now.Evictions == before.Evictions && len(all) == mounts && mounts > 0 && now.Objects == before.Objects {
 			continue // all is as it was
 		}
 		before, mounts = now, len(all)
-		d.mark(all)
+		d.mark(all, changes(now))
 	}
 }
 
-func (d *Daemon) mark(all []*mount) {
+// changes differs, as good as always, where other objects are in the cache. It is never 0.
+func changes(s cachedb.Stats) int64 {
+	return 1 + s.Stored + s.Evictions + s.VerifyFailures
+}
+
+func (d *Daemon) mark(all []*mount, changes int64) {
+	isNew := false
 	d.db.SetInUse(func(mark func(index.Digest)) {
 		for _, m := range all {
 			var list []ImageStatus
@@ -528,8 +540,16 @@ func (d *Daemon) mark(all []*mount) {
 					}
 				}
 				list = append(list, s)
+				if m.record.Image.Size > 0 {
+					isNew = d.seen.note(m.record.Source, m.record.Image, s, changes) || isNew
+				}
 			}
 			m.counted.Store(&list)
 		}
 	})
+	if isNew {
+		if err := d.seen.save(d.db); err != nil {
+			d.log.Warn("recording which images were mounted", "err", err)
+		}
+	}
 }

@@ -98,3 +98,34 @@ func TestCacheCommands(t *testing.T) {
 		t.Errorf("pin of more than fits: %+v", r)
 	}
 }
+
+// A scheduler asks for images that are not mounted: what was counted while they were is known to the next daemon, too, and counted anew when the
+// cache changes. An image that left is forgotten.
+func TestCacheListTellsOfImagesThatWereMounted(t *testing.T) {
+	t.Parallel()
+	w := published(t)
+	s, n := serveWorld(t, w), newNode(t, w)
+	target := n.mount(s.image())
+	n.read(filepath.Join(target, "etc/motd"))
+	list := func(ok func(i mountd.ImageStatus) bool) func() bool {
+		return func() bool {
+			var report mountd.CacheReport
+			err := json.Unmarshal([]byte(n.ok("cache", "list", "--json")), &report)
+			return err == nil && len(report.Images) == 1 && report.Images[0].Source == s.image() && report.Images[0].Bytes >= bigSize && ok(report.Images[0])
+		}
+	}
+	little := func(i mountd.ImageStatus) bool { return i.CachedBytes > 0 && i.CachedBytes < bigSize }
+	n.await("the mounted image is counted", list(func(i mountd.ImageStatus) bool { return i.Target == target && little(i) }))
+	n.ok("umount", target)
+	if !list(func(i mountd.ImageStatus) bool { return i.Target == "" && little(i) })() {
+		t.Errorf("unmounted: %s", n.ok("cache", "list", "--json"))
+	}
+	n.ok("prefetch", s.image(), "big")
+	n.kill(n.status().PID)
+	n.await("it is counted anew", list(func(i mountd.ImageStatus) bool { return i.Target == "" && i.CachedBytes >= bigSize }))
+	if out := n.ok("cache", "list"); !strings.Contains(out, s.image()+" not mounted: ") {
+		t.Errorf("list: %s", out)
+	}
+	n.ok("cache", "evict", s.image())
+	n.await("what left is forgotten", func() bool { return !strings.Contains(n.ok("cache", "list"), " not mounted") })
+}

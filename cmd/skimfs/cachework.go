@@ -116,8 +116,8 @@ func cacheListCommand() *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
 		Use: "list", Short: "List pins, and how much of the mounted images this node has",
-		Long: `List what is pinned, and how many bytes of the images in use are cached. The numbers of images are counted in the background,
-every ten seconds if anything changed: asking costs nothing.`,
+		Long: `List what is pinned, and how many bytes are cached of the images that are mounted and of the 64 that were last. The numbers of images are
+counted in the background, every ten seconds if anything changed, images that are mounted no more one at a time: asking costs nothing.`,
 		Example: `  skimfs cache list
   skimfs cache list --json | jq '.images[] | .cached_bytes / .bytes'`,
 		Args: cobra.NoArgs,
@@ -142,7 +142,11 @@ every ten seconds if anything changed: asking costs nothing.`,
 			fmt.Fprintf(w, "pin      %s: %s in %d objects\n", strings.Join(append([]string{p.Source}, p.Paths...), " "), bytesText(p.Bytes), p.Objects)
 		}
 		for _, i := range s.Images {
-			fmt.Fprintf(w, "image    %s on %s: %s of %s\n", i.Source, i.Target, bytesText(i.CachedBytes), bytesText(i.Bytes))
+			where := "not mounted"
+			if i.Target != "" {
+				where = "on " + i.Target
+			}
+			fmt.Fprintf(w, "image    %s %s: %s of %s\n", i.Source, where, bytesText(i.CachedBytes), bytesText(i.Bytes))
 		}
 		return nil
 	}

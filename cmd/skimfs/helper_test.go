@@ -138,6 +138,33 @@ func TestM01MountAndFstab(t *testing.T) {
 	n.await("the daemon to end", func() bool { return len(testkit.Processes(n.home)) == 0 })
 }
 
+// M03: a user mounts and unmounts what fstab lets him, by mount(8), which hides his environment from the helper.
+func TestM03AUserMountsWhatFstabLetsHim(t *testing.T) {
+	t.Parallel()
+	w := published(t)
+	s, n := serveWorld(t, w), newNode(t, w)
+	target, sbin := n.target("user"), n.target("sbin")
+	if err := os.Symlink(testkit.Build(t), filepath.Join(sbin, helperName)); err != nil {
+		t.Fatal(err)
+	}
+	r := n.sh(`exec unshare -m --propagation private sh -ec '
+		sbin=$1 target=$2 key=$3; chmod 755 "$6" "$6/mnt"
+		mount -t tmpfs none /var/tmp; mkdir /var/tmp/up /var/tmp/work /var/tmp/alice; chmod 1777 /var/tmp
+		mount -t overlay overlay -o "lowerdir=$sbin:/usr/sbin" /usr/sbin
+		mount -t overlay overlay -o lowerdir=/etc,upperdir=/var/tmp/up,workdir=/var/tmp/work /etc
+		echo "$4 $target skimfs noauto,user,_netdev,x-systemd.automount,idle=300ms,server=$5 0 0" >/etc/fstab
+		echo "alice:x:4711:4711::/var/tmp/alice:/bin/sh" >>/etc/passwd
+		mkdir -p /var/tmp/alice/.config/skimfs/keys; cp "$key" /var/tmp/alice/.config/skimfs/keys; chown -R 4711:4711 /var/tmp/alice "$target"
+		mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/fuse c 10 229
+		exec setpriv --reuid=4711 --regid=4711 --clear-groups env -i HOME=/var/tmp/alice PATH=/usr/bin:/bin sh -ec "
+			mount $target; mount $target; grep -c \" $target fuse.skimfs ro,nosuid,nodev,relatime,user_id=4711\" /proc/mounts
+			stat -c %u $target/etc/motd; cat $target/etc/motd
+			umount $target; ! grep -q $target /proc/mounts"' sh "$@"`, sbin, target, w.pub(), testName+"/"+testImage, s.URL, n.home)
+	if r.status != 0 || r.stdout != "1\n4711\nskim\n" {
+		t.Errorf("status %d, %q\n%s", r.status, r.stdout, r.stderr)
+	}
+}
+
 func TestHelperRefusesAndChecksWithoutMounting(t *testing.T) {
 	t.Parallel()
 	w := published(t)

@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"io/fs"
+	"path"
+	"strings"
 
 	"github.com/skimfs/skimfs/mountd"
 )
@@ -43,8 +45,14 @@ func nodeHint(err error, a about) string {
 		if a.source == "" {
 			return ""
 		}
-		return "`skimfs ls " + a.source + "` lists what is there"
+		return "`skimfs ls " + above(a.source) + "` lists what is there, the publisher's `skimfs repo history` its revisions"
 	case mountd.Target:
+		switch {
+		case a.unmount:
+			return "`skimfs status` lists all mounts"
+		case !strings.Contains(err.Error(), "does not exist"):
+			return "choose another directory"
+		}
 		return "give an existing directory: `mkdir -p " + a.target + "`"
 	case mountd.Busy:
 		if a.unmount {
@@ -66,6 +74,16 @@ func nodeHint(err error, a about) string {
 		return "as root start it with `systemctl start skimfs-mountd.service`, or run `skimfs mountd`"
 	}
 	return ""
+}
+
+// above returns the directory that a source lies in, and a whole repository itself.
+func above(source string) string {
+	src, err := mountd.ParseSource(source)
+	if err != nil || src.Path == "" {
+		return source
+	}
+	src.Path = strings.TrimSuffix(path.Dir(src.Path), ".")
+	return src.String()
 }
 
 // nodeStatus is the exit status of ls, cat, stat, status and cache for err.

@@ -85,7 +85,7 @@ func TestMistakesGetALineAHintAndAStatus(t *testing.T) {
 		{"a file", []string{"mount", s.image() + "/etc/motd", target}, 32, `not a directory`, "skimfs ls"},
 		{"busy target", []string{"mount", s.image(), taken}, 32, `busy: http.* is mounted there`, "skimfs umount"},
 		{"missing target", []string{"mount", s.image(), target + "/none"}, 32, `does not exist`, "mkdir -p"},
-		{"target not a directory", []string{"mount", s.image(), file}, 32, `is not a directory`, "mkdir -p"},
+		{"target not a directory", []string{"mount", s.image(), file}, 32, `is not a directory`, "another directory"},
 		{"target over the cache", []string{"mount", s.image(), n.home}, 32, `would hide the`, "directory"},
 		{"target in a mount", []string{"mount", s.image(), filepath.Join(taken, "docker.io")}, 32, `lies inside the mount`, "directory"},
 		{"not mounted", []string{"umount", target}, 32, `nothing of skimfs is mounted`, "skimfs status"},

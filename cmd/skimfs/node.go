@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"os"
+	"os/user"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -27,7 +29,7 @@ func mountFormError(err error, a about) error {
 }
 
 func home() (mountd.Home, error) {
-	h, err := mountd.FindHome(os.Geteuid(), os.Getenv)
+	h, err := mountd.FindHome(os.Geteuid(), userEnv)
 	if err != nil || !h.Shared {
 		return h, err
 	}
@@ -37,6 +39,17 @@ func home() (mountd.Home, error) {
 	}
 	h.Cache = cmp.Or(c.options("").cache, h.Cache)
 	return h, nil
+}
+
+// userEnv is the environment, with the user's home directory as the system has it where that is missing: mount(8) takes it away from users.
+func userEnv(name string) string {
+	value := os.Getenv(name)
+	if name == "HOME" && value == "" {
+		if u, err := user.LookupId(strconv.Itoa(os.Geteuid())); err == nil {
+			return u.HomeDir
+		}
+	}
+	return value
 }
 
 // connect returns a client of the daemon that o means; it is started if none answers and the home allows it.

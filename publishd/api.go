@@ -309,9 +309,9 @@ type Resolution struct {
 	Layers    int    `json:"layers"`
 }
 
-func (a *api) resolveRef(w http.ResponseWriter, r *http.Request, _ Caller) error {
+func (a *api) resolveRef(w http.ResponseWriter, r *http.Request, c Caller) error {
 	req := Request{Kind: Convert, Source: r.URL.Query().Get("ref"), Platform: r.URL.Query().Get("platform")}
-	j, err := a.check(&req, Caller{})
+	j, err := a.check(&req, Caller{Here: c.Here})
 	if err != nil {
 		return err
 	}

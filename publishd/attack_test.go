@@ -1,6 +1,8 @@
 package publishd_test
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -9,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -176,22 +179,33 @@ func TestLinkLocalAndMetadataAddressesAreRefused(t *testing.T) {
 	t.Parallel()
 	for _, address := range []string{
 		"169.254.169.254:80", "169.254.0.1:443", "[fe80::1]:80", "[fe80::1%lo]:80", "[::ffff:169.254.169.254]:80", "[fd00:ec2::254]:80", "100.100.100.200:80", "192.0.0.192:80", "168.63.129.16:80",
-		"0.0.0.0:80", "[::]:80", "224.0.0.1:80", "[ff02::1]:80", "nonsense",
+		"0.0.0.0:80", "[::]:80", "224.0.0.1:80", "[ff02::1]:80", "nonsense", "[::ffff:a9fe:a9fe]:80", "[::a9fe:a9fe]:80", "[64:ff9b::a9fe:a9fe]:80", "[2002:a9fe:a9fe::1]:80",
 	} {
-		if err := publishd.Refuse(address); !errors.Is(err, publish.ErrForbidden) {
-			t.Errorf("%s: %v", address, err)
+		for _, here := range []bool{false, true} {
+			if err := publishd.Refuse(address, here); !errors.Is(err, publish.ErrForbidden) {
+				t.Errorf("%s: %v", address, err)
+			}
 		}
 	}
-	for _, address := range []string{"127.0.0.1:5000", "[::1]:5000", "10.0.0.1:443", "192.0.2.1:443", "[2001:db8::1]:443"} {
-		if err := publishd.Refuse(address); err != nil {
+	for _, address := range []string{"127.0.0.1:5000", "127.9.9.9:80", "[::1]:5000", "[::ffff:127.0.0.1]:80", "[64:ff9b::7f00:1]:80"} {
+		if err := publishd.Refuse(address, true); err != nil {
+			t.Errorf("%s for somebody at this machine: %v", address, err)
+		}
+		if err := publishd.Refuse(address, false); !errors.Is(err, publish.ErrForbidden) {
+			t.Errorf("%s for somebody elsewhere: %v", address, err)
+		}
+	}
+	for _, address := range []string{"10.0.0.1:443", "192.0.2.1:443", "[2001:db8::1]:443", "[64:ff9b::a00:1]:443"} {
+		if err := publishd.Refuse(address, false); err != nil {
 			t.Errorf("%s: %v", address, err)
 		}
 	}
 	testkit.NeedRoot(t)
 	s := newService(t)
 	s.stop()
-	s.hosts = filepath.Join(t.TempDir(), "hosts")
-	write(t, s.hosts, "127.0.0.1 localhost\n169.254.169.254 metadata.example.org\n")
+	hosts := filepath.Join(t.TempDir(), "hosts")
+	s.binds = map[string]string{"/etc/hosts": hosts}
+	write(t, hosts, "127.0.0.1 localhost\n169.254.169.254 metadata.example.org\n")
 	s.start()
 	redirecting := func(to string) string {
 		away := httptest.NewServer(http.RedirectHandler(to, http.StatusTemporaryRedirect))
@@ -207,6 +221,152 @@ func TestLinkLocalAndMetadataAddressesAreRefused(t *testing.T) {
 		o := s.done(s.submit(publishd.Request{Source: registry + "/a/b:1"}).ID())
 		if o.Error == nil || o.Error.Reason != publishd.PermissionDenied || o.Metadata.Attempt != 1 {
 			t.Errorf("%s: %s after %d attempts, %+v", claim, o.Metadata.State, o.Metadata.Attempt, o.Error)
+		}
+	}
+}
+
+// A proxy looks names up itself, and may read as an address what we don't: none of these is handed to it.
+func TestAProxyIsNotAskedForThemEither(t *testing.T) {
+	t.Parallel()
+	for _, host := range []string{
+		"169.254.169.254", "169.254.169.254.", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.43518", "0xa9.0xfe.0xa9.0xfe", "[::1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe",
+		"metadata.google.internal", "METADATA.google.internal.", "instance-data", "0", "0.0.0.0",
+	} {
+		if err := publishd.RefuseName(t.Context(), host, true); host != "[::1" && !errors.Is(err, publish.ErrForbidden) {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	for _, host := range []string{"localhost", "a.localhost.", "127.0.0.1", "127.1", "2130706433", "::1"} {
+		if err := publishd.RefuseName(t.Context(), host, false); !errors.Is(err, publish.ErrForbidden) {
+			t.Errorf("%s for somebody elsewhere: %v", host, err)
+		}
+	}
+	for _, host := range []string{"registry.example.org", "r2.example.org", "192.0.2.1", "2001:db8::1", "localhost"} {
+		if err := publishd.RefuseName(t.Context(), host, true); err != nil {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	testkit.NeedRoot(t)
+	var asked atomic.Pointer[string]
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		what := r.Method + " " + r.Host
+		asked.Store(&what)
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	t.Cleanup(proxy.Close)
+	s := newService(t, "--attempts", "1")
+	s.stop()
+	s.env = []string{"HTTP_PROXY=" + proxy.URL, "HTTPS_PROXY=" + proxy.URL, "NO_PROXY="}
+	hosts := filepath.Join(t.TempDir(), "hosts")
+	s.binds = map[string]string{"/etc/hosts": hosts}
+	write(t, hosts, "127.0.0.1 localhost\n169.254.169.254 metadata.example.org\n192.0.2.1 registry.example.org\n")
+	s.start()
+	for _, registry := range []string{"169.254.169.254", "metadata.example.org:80", "2852039166:80"} {
+		o := s.done(s.submit(publishd.Request{Source: registry + "/a/b:1"}).ID())
+		if got := asked.Swap(nil); got != nil || o.Error == nil || o.Error.Reason != publishd.PermissionDenied {
+			t.Errorf("%s: %+v; the proxy was asked %v", registry, o.Error, got)
+		}
+	}
+	s.done(s.submit(publishd.Request{Source: "registry.example.org/a/b:1"}).ID())
+	if asked.Load() == nil {
+		t.Error("the proxy is not asked for a registry")
+	}
+}
+
+// A name that means a harmless address when it is looked up first and another one then wins nothing: what is connected to is looked at.
+func TestANameThatChangesItsMeaningWinsNothing(t *testing.T) {
+	t.Parallel()
+	testkit.NeedRoot(t)
+	names := testkit.StartNameServer(t)
+	names.Set("registry.localhost", "127.0.0.1")
+	registry := testkit.StartRegistry(t)
+	registry.Push(layout(t), "a/image:1")
+	g := newGate(t, registry.Addr)
+	g.set(func(http.ResponseWriter, *http.Request) bool {
+		names.Set("registry.localhost", "169.254.169.254") // for whoever asks after this request
+		return false
+	})
+	s := newService(t, "--attempts", "1")
+	s.stop()
+	s.binds = map[string]string{"/etc/resolv.conf": names.ResolvConf}
+	s.start()
+	_, port, _ := strings.Cut(strings.TrimPrefix(g.URL, "http://"), ":")
+	o := s.done(s.submit(publishd.Request{Source: "registry.localhost:" + port + "/a/image:1"}).ID())
+	if o.Metadata.Digest == "" || o.Error == nil || o.Error.Reason != publishd.PermissionDenied {
+		t.Errorf("it was resolved to %q, then: %+v", o.Metadata.Digest, o.Error)
+	}
+}
+
+// Who asks over the network reaches no service on loopback of this machine, and is told nothing of what an address that is no registry answers.
+func TestSomebodyElsewhereReachesNothingOnLoopback(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	inside := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusForbidden)
+		fmt.Fprint(w, `{"message":"an inner secret"}`)
+	}))
+	t.Cleanup(inside.Close)
+	secret, line, err := publishd.NewToken("far", publishd.ScopeSubmit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens, err := publishd.ParseTokens(strings.NewReader(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := publishd.Open(t.Context(), publishd.Config{State: t.TempDir(), Repo: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		d.Run(ctx)
+	}()
+	defer func() {
+		cancel()
+		<-ended
+		d.Close()
+	}()
+	handler := d.Handler(tokens)
+	ask := func(from, method, path, body string, header ...string) (o publishd.Operation, text string) {
+		r := httptest.NewRequest(method, path, strings.NewReader(body))
+		r.RemoteAddr = from
+		r.Header.Set("Authorization", "Bearer "+secret)
+		for _, h := range header {
+			r.Header.Set(h, "192.0.2.1")
+		}
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		_ = json.Unmarshal(w.Body.Bytes(), &o)
+		return o, w.Body.String()
+	}
+	host := strings.TrimPrefix(inside.URL, "http://")
+	for _, row := range []struct {
+		claim, from string
+		header      []string
+		want        publishd.Reason
+	}{
+		{"from elsewhere", "192.0.2.1:1000", nil, publishd.PermissionDenied},
+		{"through a proxy here", "127.0.0.1:1000", []string{"X-Forwarded-For"}, publishd.PermissionDenied},
+		{"from here", "127.0.0.1:1000", nil, "AUTH_REQUIRED"},
+	} {
+		asked.Store(0)
+		o, text := ask(row.from, http.MethodPost, "/v1/images:convert", `{"source":"`+host+`/a/b:1"}`, row.header...)
+		if o.Name == "" {
+			t.Fatalf("%s: %s", row.claim, text)
+		}
+		for !o.Done {
+			o, text = ask(row.from, http.MethodPost, "/v1/"+o.Name+":wait?timeout=20s", "")
+		}
+		if o.Error == nil || o.Error.Reason != row.want || asked.Load() > 0 != (row.want == "AUTH_REQUIRED") || strings.Contains(text, "secret") {
+			t.Errorf("%s, after %d requests: %s", row.claim, asked.Load(), text)
+		}
+		if _, text := ask(row.from, http.MethodGet, "/v1/images:resolve?ref="+host+"/a/b:1", "", row.header...); !strings.Contains(text, string(row.want)) || strings.Contains(text, "secret") {
+			t.Errorf("resolve %s: %s", row.claim, text)
 		}
 	}
 }

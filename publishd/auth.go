@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -91,7 +92,7 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	if err != nil {
 		return ctx
 	}
-	return context.WithValue(ctx, callerKey{}, Caller{Name: "uid:" + strconv.Itoa(p.UID), Local: &p, Admin: p.UID == 0 || p.UID == os.Geteuid()})
+	return context.WithValue(ctx, callerKey{}, Caller{Name: "uid:" + strconv.Itoa(p.UID), Local: &p, Here: true, Admin: p.UID == 0 || p.UID == os.Geteuid()})
 }
 
 // caller says who asks and whether he may.
@@ -113,5 +114,19 @@ func (a *api) caller(r *http.Request, need Scope) (Caller, error) {
 	if slices.Index(scopes, t.Scope) < slices.Index(scopes, need) {
 		return Caller{}, problem(PermissionDenied, "token %s has scope %s, this needs %s", t.Name, t.Scope, need)
 	}
-	return Caller{Name: "token:" + t.Name, Admin: t.Scope == ScopeAdmin}, nil
+	return Caller{Name: "token:" + t.Name, Admin: t.Scope == ScopeAdmin, Here: fromHere(r)}, nil
+}
+
+// fromHere reports whether a request comes from loopback, and not through a proxy there.
+func fromHere(r *http.Request) bool {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil || !from.Addr().Unmap().IsLoopback() {
+		return false
+	}
+	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via"} {
+		if r.Header.Get(name) != "" {
+			return false
+		}
+	}
+	return true
 }

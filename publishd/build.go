@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -214,11 +213,13 @@ func (w *worker) build(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", problem("UNSUPPORTED_MEDIA", "this service builds with buildah, which is not installed")
 	}
-	if err := allowPlainLoopback(w.Spool); err != nil {
+	// Beside it, where he has no rights, the image is copied to.
+	dir := filepath.Join(w.Spool, "build")
+	if err := allowPlainLoopback(dir); err != nil {
 		return "", err
 	}
 	if c != nil {
-		if err := os.Chown(w.Spool, int(c.Uid), int(c.Gid)); err != nil {
+		if err := errors.Join(os.Chmod(w.Spool, 0o711), os.Chmod(dir, 0o700), os.Chown(dir, int(c.Uid), int(c.Gid))); err != nil {
 			return "", err
 		}
 	}
@@ -226,8 +227,9 @@ func (w *worker) build(ctx context.Context) (string, error) {
 	if file != "" && !filepath.IsAbs(file) {
 		file = filepath.Join(w.Request.Source, file)
 	}
-	store := []string{"--root", filepath.Join(w.Spool, "root"), "--runroot", filepath.Join(w.Spool, "run"), "--storage-driver", "vfs"}
+	store := []string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs"}
 	args := append([]string{}, store...)
+	// The limit of memory is this process's own, which holds for each that it starts: chroot isolation knows no cgroup.
 	args = append(args, "build", "--isolation", "chroot", "--layers=false", "--ulimit", "nofile=1024:1024", "--ulimit", "core=0:0", "--tag", "skimfs-build", "--format", "oci")
 	for k, v := range w.Request.Args {
 		args = append(args, "--build-arg", k+"="+v)
@@ -235,14 +237,10 @@ func (w *worker) build(ctx context.Context) (string, error) {
 	if file != "" {
 		args = append(args, "--file", file)
 	}
-	if w.Memory > 0 {
-		// chroot isolation knows no cgroup: the limit holds for each process of the build.
-		args = append([]string{"--data=" + strconv.FormatInt(w.Memory, 10), "--", buildah}, args...)
-	}
 	run := func(args ...string) error {
-		cmd := w.command(ctx, c, args[0], args[1:]...)
+		cmd := w.command(ctx, c, buildah, args...)
 		cmd.Stdout = w.stderr
-		cmd.Env = append(cmd.Env, "TMPDIR="+w.Spool, "BUILDAH_ISOLATION=chroot", "XDG_RUNTIME_DIR="+w.Spool, "HOME="+w.Spool)
+		cmd.Env = append(cmd.Env, "TMPDIR="+dir, "BUILDAH_ISOLATION=chroot", "XDG_RUNTIME_DIR="+dir, "HOME="+dir)
 		if auth := ownCredentials(); c == nil && auth != "" {
 			cmd.Env = append(cmd.Env, "REGISTRY_AUTH_FILE="+auth)
 		}
@@ -254,23 +252,11 @@ func (w *worker) build(ctx context.Context) (string, error) {
 		}
 		return nil
 	}
-	args = append(args, w.Request.Source)
-	if w.Memory > 0 {
-		args = append([]string{"prlimit"}, args...)
-	} else {
-		args = append([]string{buildah}, args...)
-	}
-	defer func() {
-		// Its own files, which may belong to other users in a user namespace, can only be removed by it.
-		if c != nil {
-			_ = w.command(context.WithoutCancel(ctx), c, buildah, "unshare", "rm", "-rf", filepath.Join(w.Spool, "root")).Run()
-		}
-	}()
-	if err := run(args...); err != nil {
+	if err := run(append(args, w.Request.Source)...); err != nil {
 		return "", err
 	}
-	out := filepath.Join(w.Spool, "image")
-	if err := run(append(append([]string{buildah}, store...), "push", "--quiet", "skimfs-build", "oci:"+out+":latest")...); err != nil {
+	out := filepath.Join(dir, "image")
+	if err := run(append(store, "push", "--quiet", "skimfs-build", "oci:"+out+":latest")...); err != nil {
 		return "", err
 	}
 	return "oci:" + out + ":latest", nil

@@ -66,7 +66,9 @@ func RunWorker(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) i
 		return 2
 	}
 	if w.Memory > 0 {
+		// It collects before it dies of it; what it starts has the same limit.
 		debug.SetMemoryLimit(w.Memory / 2)
+		_ = unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: uint64(w.Memory), Max: uint64(w.Memory)})
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -76,7 +78,7 @@ func RunWorker(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) i
 		time.Sleep(5 * time.Second)
 		os.Exit(3)
 	}()
-	w.transport = watch(newTransport(w.Rate, w.Requests))
+	w.transport = watch(newTransport(w.Rate, w.Requests).of(w.Here))
 	stop := w.reporting()
 	results, err := w.do(ctx)
 	stop()
@@ -146,6 +148,10 @@ func (w *worker) do(ctx context.Context) ([]json.RawMessage, error) {
 		return w.convert(ctx, source)
 	case Build:
 		source, err := w.build(ctx)
+		if err == nil {
+			// What he built lies in a directory of his, which may hold links by now to what he may not read.
+			source, err = w.asCaller(ctx, source)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -33,7 +33,7 @@ type Config struct {
 	Stall       time.Duration // without progress, then an attempt ends; 10 min
 	Rate        int64         // bytes per second from registries, all jobs together; 0: no limit
 	Requests    int           // requests per second to one registry, all jobs together; 0: no limit
-	Memory      int64         // bytes that one job may use; 2 GiB
+	Memory      int64         // bytes that each process of a job may use; 2 GiB
 	Reserve     int64         // bytes that stay free on the repository's disk; 1 GiB
 	Retain      time.Duration // of what has ended; 30 days
 	Timeout     time.Duration // of a registry's answer; 1 min
@@ -45,6 +45,8 @@ type Caller struct {
 	Name  string            // of the token, or uid:N
 	Local *peer.Credentials // of his process, if he came over the local socket
 	Admin bool
+	Here  bool   // he is at this machine, over the socket or from loopback
+	Node  string // of the daemon that he asked; "": this one
 }
 
 // Daemon converts in the background.
@@ -97,7 +99,8 @@ func Open(ctx context.Context, cfg Config) (*Daemon, error) {
 			return nil, fmt.Errorf("state directory: %w", err)
 		}
 	}
-	d := &Daemon{cfg: cfg, log: cfg.Log, poke: make(chan struct{}, 1), running: map[string]*run{}, resolving: map[string]bool{}, rests: map[string]time.Time{}, served: map[string]uint64{}, failures: map[string]int{}, transport: newTransport(0, cfg.Requests), watchers: map[chan struct{}]bool{}}
+	d := &Daemon{cfg: cfg, log: cfg.Log, poke: make(chan struct{}, 1), running: map[string]*run{}, resolving: map[string]bool{}, rests: map[string]time.Time{}, served: map[string]uint64{}, failures: map[string]int{}, watchers: map[chan struct{}]bool{}}
+	d.transport = newTransport(0, d.requestsEach())
 	unlock, err := lockState(cfg.State)
 	if err != nil {
 		return nil, err
@@ -135,15 +138,12 @@ func nodeName(dir string) (string, error) {
 
 // recover gives every operation its job, and takes back the jobs that this worker ran when it was killed.
 func (d *Daemon) recover(ctx context.Context) error {
+	if err := d.adopt(ctx, 0); err != nil {
+		return err
+	}
 	q := d.queue
 	q.mu.Lock()
-	var orphans []*op
 	var mine, unwanted []string
-	for _, o := range q.ops {
-		if q.jobs[o.Job] == nil {
-			orphans = append(orphans, o)
-		}
-	}
 	for id := range q.live {
 		switch j := q.jobs[id]; {
 		case (j.State == Running || j.State == Cancelling) && j.Worker == d.node:
@@ -153,18 +153,6 @@ func (d *Daemon) recover(ctx context.Context) error {
 		}
 	}
 	q.mu.Unlock()
-	for _, o := range orphans {
-		r := o.Request
-		j, err := d.check(&r, o.caller())
-		j.ID, j.Created = o.Job, o.Created
-		if err != nil {
-			j.Request = o.Request
-			j.end(Failed, asProblem(err))
-		}
-		if err := q.put(ctx, "job."+j.ID, &j, 0); err != nil {
-			return err
-		}
-	}
 	for _, id := range mine {
 		d.log.Info("taking back a job that was interrupted", "job", id)
 		if err := d.interrupted(ctx, id); err != nil {
@@ -178,18 +166,49 @@ func (d *Daemon) recover(ctx context.Context) error {
 	}
 	left, err := filepath.Glob(filepath.Join(d.cfg.State, "spool", "*"))
 	for _, dir := range left {
-		err = errors.Join(err, os.RemoveAll(dir))
+		if err := removeSpool(dir); err != nil {
+			d.log.Warn("removing what a job left", "dir", dir, "err", err)
+		}
 	}
 	return err
+}
+
+// adopt gives operations older than age their jobs: the daemon that took them died before it wrote these.
+func (d *Daemon) adopt(ctx context.Context, age time.Duration) error {
+	q := d.queue
+	q.mu.Lock()
+	var orphans []*op
+	for _, o := range q.ops {
+		if q.jobs[o.Job] == nil && o.Cancelled == nil && time.Since(o.since()) >= age {
+			orphans = append(orphans, o)
+		}
+	}
+	q.mu.Unlock()
+	for _, o := range orphans {
+		r := o.Request
+		j, err := d.check(&r, o.caller())
+		j.ID, j.Created = o.Job, o.Created
+		if err != nil {
+			j.Request = o.Request
+			j.end(Failed, asProblem(err))
+		}
+		if err := d.putJob(ctx, &j); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // interrupted puts a job back whose worker is gone. The attempt is not charged.
 func (d *Daemon) interrupted(ctx context.Context, id string) error {
 	_, err := d.queue.changeJob(ctx, id, func(j *job) bool {
-		switch j.State {
-		case Cancelling:
+		d.queue.mu.Lock()
+		unwanted := len(d.queue.wanted(id)) == 0
+		d.queue.mu.Unlock()
+		switch {
+		case j.State == Cancelling, j.State == Running && unwanted:
 			j.end(Cancelled, problem(CancelledReason, "cancelled"))
-		case Running:
+		case j.State == Running:
 			j.State, j.Worker, j.Stage, j.Progress = Queued, "", "", Progress{}
 			j.Attempt--
 			j.Problem = problem(Interrupted, "the worker ended while it ran")
@@ -227,6 +246,7 @@ func (d *Daemon) Run(ctx context.Context) {
 			return
 		case <-d.poke:
 		case <-tick.C:
+			d.expire(ctx)
 		case <-beat.C:
 			d.pool.Go(func() { d.beat(ctx) })
 		}
@@ -243,14 +263,53 @@ func (d *Daemon) wake() {
 
 // jobChanged is called, under queue.mu, after each change of a job.
 func (d *Daemon) jobChanged(j *job) {
-	if j.State == Cancelling {
+	// What another daemon took over, while this one could not renew its lease, is ended as well.
+	if lost := j.State == Running && j.Worker != d.node; lost || j.State == Cancelling {
 		d.mu.Lock()
 		if r := d.running[j.ID]; r != nil {
-			r.cancel()
+			r.cancel(nil)
 		}
 		d.mu.Unlock()
 	}
 	d.wake()
+}
+
+// expire ends what waits or runs although its deadline is over.
+func (d *Daemon) expire(ctx context.Context) {
+	now := time.Now()
+	d.queue.mu.Lock()
+	var late []*job
+	for id := range d.queue.live {
+		if j := d.queue.jobs[id]; j.late(now) {
+			late = append(late, j)
+		}
+	}
+	d.queue.mu.Unlock()
+	for _, j := range late {
+		p := problem(DeadlineExceeded, "deadline of %s is over", j.Request.Deadline)
+		d.mu.Lock()
+		r := d.running[j.ID]
+		d.mu.Unlock()
+		if r != nil {
+			r.cancel(p)
+			continue
+		}
+		expired := false
+		j, err := d.queue.changeJob(ctx, j.ID, func(j *job) bool {
+			waits := j.State == Queued || j.State == WaitingRetry || j.State == Blocked || j.Worker == recipeWorker
+			if expired = waits && j.late(now); !expired {
+				return false
+			}
+			if j.Problem != nil {
+				p = problem(DeadlineExceeded, "%s; last: %s", p.Detail, j.Problem.Detail)
+			}
+			j.end(Failed, p)
+			return true
+		})
+		if expired && err == nil {
+			d.ended(j)
+		}
+	}
 }
 
 // beat renews the leases of what runs here, takes back what others left, and removes what is too old.
@@ -267,13 +326,24 @@ func (d *Daemon) beat(ctx context.Context) {
 		}
 	}
 	d.queue.mu.Lock()
-	var lost []string
+	var lost, dropped []string
+	d.mu.Lock()
 	for id := range d.queue.live {
-		if j := d.queue.jobs[id]; (j.State == Running || j.State == Cancelling) && j.Worker != d.node && j.Worker != recipeWorker {
+		switch j := d.queue.jobs[id]; {
+		case j.State != Running && j.State != Cancelling || j.Worker == recipeWorker:
+		case j.Worker != d.node:
 			lost = append(lost, id)
+		case d.running[id] == nil:
+			dropped = append(dropped, id) // its end could not be written
 		}
 	}
-	var old []string
+	d.mu.Unlock()
+	var old, unused []string
+	for id, j := range d.queue.jobs {
+		if j.State.Final() && len(d.queue.waiters[id]) == 0 && time.Since(*j.Ended) > d.cfg.Retain {
+			unused = append(unused, id) // its operation was retried
+		}
+	}
 	for id := range d.queue.ops {
 		if end := d.queue.ended(id); end != nil && time.Since(*end) > d.cfg.Retain {
 			old = append(old, id)
@@ -282,9 +352,22 @@ func (d *Daemon) beat(ctx context.Context) {
 	d.queue.mu.Unlock()
 	for _, id := range lost {
 		if _, err := d.queue.leases.Get(ctx, id); isGone(err) {
-			if err := d.interrupted(ctx, id); err != nil {
-				d.log.Warn("taking back a job", "job", id, "err", err)
-			}
+			dropped = append(dropped, id)
+		}
+	}
+	for _, id := range dropped {
+		d.log.Info("taking back a job that was interrupted", "job", id)
+		if err := d.interrupted(ctx, id); err != nil && ctx.Err() == nil {
+			d.log.Warn("taking back a job", "job", id, "err", err)
+		}
+	}
+	if err := d.adopt(ctx, leaseLife); err != nil && ctx.Err() == nil {
+		d.log.Warn("giving an operation its job", "err", err)
+	}
+	for _, id := range unused {
+		d.removeLog(id)
+		if err := d.queue.kv.Purge(ctx, "job."+id); err != nil && ctx.Err() == nil {
+			d.log.Warn("forgetting a job", "job", id, "err", err)
 		}
 	}
 	for _, id := range old {

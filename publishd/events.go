@@ -12,20 +12,22 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// eventID names an event: the sequence number of the change, and which of the operations that it changed.
+// eventID names an event: the sequence number of the change, and which of the operations that it changed, which are told of in the order of
+// their ids.
 type eventID struct {
 	seq uint64
-	n   int
+	op  string
 }
 
-func (e eventID) String() string { return fmt.Sprintf("%d.%d", e.seq, e.n) }
+// afterAll comes after the ids of all operations.
+const afterAll = "z"
+
+func (e eventID) String() string { return fmt.Sprintf("%d.%s", e.seq, e.op) }
 
 func parseEventID(text string) (e eventID, err error) {
-	seq, n, _ := strings.Cut(text, ".")
-	if e.seq, err = strconv.ParseUint(seq, 10, 63); err == nil && n != "" {
-		e.n, err = strconv.Atoi(n)
-	}
-	if err != nil || e.n < 0 {
+	seq, op, _ := strings.Cut(text, ".")
+	e.op = op
+	if e.seq, err = strconv.ParseUint(seq, 10, 63); err != nil || strings.Trim(op, "0123456789abcdefghijklmnopqrstuvwxyz") != "" {
 		return e, problem(InvalidArgument, "event id %q: want the id of an event", text)
 	}
 	return e, nil
@@ -113,7 +115,7 @@ func (a *api) snapshot(s *sse) (eventID, error) {
 			return eventID{}, err
 		}
 	}
-	at := eventID{seq: seen, n: 1 << 30}
+	at := eventID{seen, afterAll}
 	return at, s.send(at.String(), "snapshot", map[string]int{"operations": len(all)})
 }
 
@@ -197,37 +199,43 @@ func (a *api) sendChange(s *sse, m jetstream.Msg, key string, from eventID) erro
 			break
 		}
 		v := a.queue.view(id)
-		switch {
+		switch j := a.queue.jobs[o.Job]; {
+		case o.Cancelled != nil && j != nil && j.State.Final() && j.revision < seq:
+			// It had ended before.
+		case o.Cancelled != nil && o.Last:
+			// The end of its job follows.
+			v.Metadata.State, v.Done, v.Error, v.Response, v.Metadata.EndTime = Cancelling, false, nil, nil, nil
+			out = append(out, v)
 		case o.Cancelled != nil:
-			if j := a.queue.jobs[o.Job]; j != nil && j.State == Cancelling && len(a.queue.wanted(o.Job)) == 0 {
-				v.Metadata.State = Cancelling
-			} else {
-				v.Metadata.State, v.Done = Cancelled, true
-			}
+			v.Metadata.State, v.Metadata.EndTime, v.Metadata.Problem, v.Response = Cancelled, o.Cancelled, nil, nil
+			v.Metadata.Generation, v.Done, v.Error = o.Base, true, problem(CancelledReason, "cancelled")
+			out = append(out, v)
 		default:
 			// As it began; the changes of its job follow.
 			v.Metadata.State, v.Done, v.Error, v.Response, v.Metadata.EndTime = Queued, false, nil, nil, nil
-			v.Metadata.Generation, v.Metadata.Attempt, v.Metadata.Stage, v.Metadata.StartTime = uint64(o.Retries)*generationsOfRetry, 0, "", nil
+			v.Metadata.Generation, v.Metadata.Attempt, v.Metadata.Stage, v.Metadata.StartTime = o.Base, 0, "", nil
+			out = append(out, v)
 		}
-		out = append(out, v)
 	case "job":
 		var j job
 		if gone || json.Unmarshal(m.Data(), &j) != nil {
 			break
 		}
+		j.revision = seq
 		for waiter := range a.queue.waiters[id] {
-			if o := a.queue.ops[waiter]; !o.Created.After(meta.Timestamp) && (o.Cancelled == nil || o.Cancelled.After(meta.Timestamp) || j.State == Cancelled) {
+			o := a.queue.ops[waiter]
+			if left := o.Cancelled != nil && o.revision < seq; !o.since().After(meta.Timestamp) && (!left || o.Last && j.State.Final()) {
 				out = append(out, a.queue.viewAt(waiter, &j))
 			}
 		}
 	}
 	a.queue.mu.Unlock()
 	slices.SortFunc(out, func(a, b Operation) int { return strings.Compare(a.Name, b.Name) })
-	for n, o := range out {
-		if seq == from.seq && n <= from.n || seq < from.seq || s.only != "" && o.ID() != s.only {
+	for _, o := range out {
+		if seq == from.seq && o.ID() <= from.op || seq < from.seq || s.only != "" && o.ID() != s.only {
 			continue
 		}
-		if err := s.send(eventID{seq, n}.String(), "op.state", o); err != nil {
+		if err := s.send(eventID{seq, o.ID()}.String(), "op.state", o); err != nil {
 			return err
 		}
 	}

@@ -1,11 +1,14 @@
 package publishd
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -28,6 +31,20 @@ func lockState(dir string) (unlock func(), err error) {
 		return nil, fmt.Errorf("state directory %s: another publishd uses it", dir)
 	}
 	return func() { f.Close() }, nil
+}
+
+// removeSpool removes what a job left. What an ordinary user built belongs in part to users of a namespace, in which alone it can be removed.
+func removeSpool(dir string) error {
+	err := os.RemoveAll(dir)
+	if err == nil || os.Geteuid() == 0 {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if out, e := exec.CommandContext(ctx, "buildah", "unshare", "rm", "-rf", dir).CombinedOutput(); e != nil {
+		return fmt.Errorf("%w; buildah unshare: %w: %s", err, e, bytes.TrimSpace(out))
+	}
+	return nil
 }
 
 func (d *Daemon) logPath(job string) string { return filepath.Join(d.cfg.State, "logs", job+".log") }

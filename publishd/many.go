@@ -2,6 +2,7 @@ package publishd
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"path"
@@ -48,19 +49,32 @@ func (d *Daemon) recipe(ctx context.Context, j *job) {
 		}
 		results = append(results, c.Response...)
 	}
-	if _, err := d.queue.changeJob(ctx, j.ID, func(j *job) bool {
-		if j.State.Final() || !j.Expanded {
+	ended := false
+	j, err := d.queue.changeJob(ctx, j.ID, func(j *job) bool {
+		if ended = !j.State.Final() && j.Expanded; !ended {
 			return false
 		}
-		j.Results = results
+		if size(results)+len(j.Request.Source) <= maxResults {
+			j.Results = results
+		}
 		if j.end(Succeeded, nil); failed > 0 {
 			j.end(Failed, problem(ChildrenFailed, "%d of %d images could not be converted", failed, len(children)))
 		}
-		d.ended(j)
 		return true
-	}); err != nil {
-		d.logIf(err, "ending a recipe", j.ID)
+	})
+	if d.logIf(err, "ending a recipe", parent); err == nil && ended {
+		d.ended(j)
 	}
+}
+
+// maxResults bounds, in bytes, what the record of a recipe repeats of its images' operations: a record has to pass through the queue.
+const maxResults = 256 << 10
+
+func size(texts []json.RawMessage) (n int) {
+	for _, t := range texts {
+		n += len(t)
+	}
+	return n
 }
 
 func (q *queue) childrenDone(parent string) bool {
@@ -87,7 +101,7 @@ func (d *Daemon) expand(ctx context.Context, j *job, parent string) error {
 			sources = append(sources, in)
 			continue
 		}
-		tags, err := publish.Tags(ctx, repository, publish.Options{Transport: d.transport, RegistryTimeout: d.cfg.Timeout})
+		tags, err := publish.Tags(ctx, repository, publish.Options{Transport: d.transport.of(j.Here), RegistryTimeout: d.cfg.Timeout})
 		if err != nil {
 			return err
 		}
@@ -103,9 +117,9 @@ func (d *Daemon) expand(ctx context.Context, j *job, parent string) error {
 		return problem(InvalidArgument, "recipe: its patterns match %d tags, want 1 to %d", len(sources), maxRecipe)
 	}
 	priority := j.Priority
-	for _, s := range sources {
-		req := Request{Kind: Convert, Source: "docker://" + s, Bare: j.Request.Bare || r.Bare, Platform: r.Platform, Priority: &priority, RequestID: fmt.Sprintf("%s %s", parent, s)}
-		if _, err := d.submit(ctx, req, Caller{Name: j.Submitter}, parent); err != nil {
+	for n, s := range sources {
+		req := Request{Kind: Convert, Source: "docker://" + s, Bare: j.Request.Bare || r.Bare, Platform: r.Platform, Priority: &priority, RequestID: fmt.Sprintf("%s %s", parent, s), Deadline: j.Request.Deadline}
+		if _, err := d.submit(ctx, req, Caller{Name: j.Submitter, Local: j.Local, Here: j.Here}, parent, childID(j, n, s)); err != nil {
 			return err
 		}
 	}
@@ -119,6 +133,12 @@ func (d *Daemon) expand(ctx context.Context, j *job, parent string) error {
 	})
 	j.Expanded = true
 	return err
+}
+
+// childID is the id of a recipe's nth image: the same whichever daemon makes its operation, and in the order of the recipe.
+func childID(j *job, n int, source string) string {
+	sum := sha256.Sum256([]byte(j.ID + "\x00" + source))
+	return idOf(j.Created.Add(time.Duration(n+1)), sum[:8])
 }
 
 // recipeWorker stands for whichever daemon looks after a recipe: it needs no lease.

@@ -111,14 +111,28 @@ type op struct {
 	Admin     bool              `json:"admin,omitempty"`
 	Parent    string            `json:"parent,omitempty"`
 	Created   time.Time         `json:"created"`
+	Here      bool              `json:"here,omitempty"` // the caller was at this machine
+	Node      string            `json:"node,omitempty"` // of the daemon that took it
 	Cancelled *time.Time        `json:"cancelled,omitempty"`
-	Retries   int               `json:"retries,omitempty"`
+	Last      bool              `json:"last,omitempty"`  // with Cancelled: nobody else wanted the job then, which ends with it
+	Base      uint64            `json:"base,omitempty"`  // is added to the job's generation, so that it goes on growing where the job is another one
+	Moved     *time.Time        `json:"moved,omitempty"` // when it began to wait for a job that had begun without it
 
 	revision uint64
 }
 
 // caller is who submitted it.
-func (o *op) caller() Caller { return Caller{Name: o.Submitter, Local: o.Local, Admin: o.Admin} }
+func (o *op) caller() Caller {
+	return Caller{Name: o.Submitter, Local: o.Local, Admin: o.Admin, Here: o.Here, Node: o.Node}
+}
+
+// since is when it began to wait for its job.
+func (o *op) since() time.Time {
+	if o.Moved != nil {
+		return *o.Moved
+	}
+	return o.Created
+}
 
 // job is the record of a unit of work.
 type job struct {
@@ -127,6 +141,8 @@ type job struct {
 	Key        string            `json:"key"` // equal for equal work
 	Submitter  string            `json:"submitter"`
 	Local      *peer.Credentials `json:"local,omitempty"`
+	Here       bool              `json:"here,omitempty"` // who submitted it is at this machine, and reaches its own services without us
+	Node       string            `json:"node,omitempty"` // the only one that can do it: it is about that machine's files
 	Registry   string            `json:"registry,omitempty"`
 	Priority   int               `json:"priority"`
 	State      State             `json:"state"`

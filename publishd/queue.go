@@ -21,7 +21,10 @@ const (
 	leaseName  = "skimfs-publishd-leases"
 	leaseLife  = 30 * time.Second
 	heartbeat  = 10 * time.Second
-	history    = 64 // states of a record that are kept, for who resumes the events
+	history    = 64      // states of a record that are kept, for who resumes the events
+	maxValue   = 4 << 20 // bytes of a record
+
+	connectLimit = 10 * time.Second // for servers that are just being started
 )
 
 // queue holds the records of operations and jobs: in JetStream, and a copy of the newest in memory from which all questions are answered.
@@ -51,6 +54,9 @@ type queue struct {
 	onJob    func(j *job)               // called under mu after a job has changed
 }
 
+// ErrQueue marks that the servers which are to hold the queue do not answer, or do not hold queues.
+var ErrQueue = errors.New("the queue cannot be opened")
+
 // openQueue connects to url, or runs a server of its own in this process, with its files below dir and no port.
 func openQueue(ctx context.Context, dir, url string, sync bool, log *slog.Logger) (*queue, error) {
 	q := &queue{log: log, changed: make(chan struct{}), ops: map[string]*op{}, jobs: map[string]*job{}, waiters: map[string]map[string]bool{}, children: map[string]map[string]bool{},
@@ -61,7 +67,7 @@ func openQueue(ctx context.Context, dir, url string, sync bool, log *slog.Logger
 	}
 	if err := q.open(ctx); err != nil {
 		q.close()
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrQueue, err)
 	}
 	return q, nil
 }
@@ -83,7 +89,7 @@ func (q *queue) connect(dir, url string, sync bool) (err error) {
 		options = append(options, nats.InProcessServer(q.server))
 	}
 	if q.conn, err = nats.Connect(url, options...); err != nil {
-		return fmt.Errorf("connecting to the queue: %w", err)
+		return fmt.Errorf("%w: %w", ErrQueue, err)
 	}
 	q.js, err = jetstream.New(q.conn)
 	return err
@@ -92,19 +98,24 @@ func (q *queue) connect(dir, url string, sync bool) (err error) {
 func (q *queue) open(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	q.kv, err = q.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucketName, History: history, Description: "operations and jobs of skimfs publishd", MaxValueSize: 4 << 20})
-	if err != nil {
-		return fmt.Errorf("opening the queue: %w", err)
+	for end := time.Now().Add(connectLimit); !q.conn.IsConnected(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			return errors.Join(fmt.Errorf("no connection within %v", connectLimit), q.conn.LastError())
+		}
 	}
-	q.leases, err = q.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: leaseName, TTL: leaseLife, Description: "jobs that run now"})
+	q.kv, err = q.bucket(ctx, jetstream.KeyValueConfig{Bucket: bucketName, History: history, Description: "operations and jobs of skimfs publishd", MaxValueSize: maxValue})
 	if err != nil {
-		return fmt.Errorf("opening the queue: %w", err)
+		return err
+	}
+	q.leases, err = q.bucket(ctx, jetstream.KeyValueConfig{Bucket: leaseName, TTL: leaseLife, Description: "jobs that run now"})
+	if err != nil {
+		return err
 	}
 	own, stop := context.WithCancel(context.WithoutCancel(ctx))
 	q.stop = stop
 	w, err := q.kv.WatchAll(own)
 	if err != nil {
-		return fmt.Errorf("opening the queue: %w", err)
+		return err
 	}
 	q.reader.Go(func() {
 		for {
@@ -121,6 +132,28 @@ func (q *queue) open(ctx context.Context) (err error) {
 		}
 	})
 	return q.until(ctx, func() bool { return q.ready })
+}
+
+// bucket opens a bucket, or makes it: in a cluster on three servers, if it has them. One that a cluster holds already stays as its owner set it up.
+func (q *queue) bucket(ctx context.Context, cfg jetstream.KeyValueConfig) (jetstream.KeyValue, error) {
+	if q.server != nil {
+		return q.js.CreateOrUpdateKeyValue(ctx, cfg)
+	}
+	kv, err := q.js.KeyValue(ctx, cfg.Bucket)
+	if !errors.Is(err, jetstream.ErrBucketNotFound) {
+		return kv, err
+	}
+	if q.conn.ConnectedClusterName() != "" {
+		three := cfg
+		three.Replicas = 3
+		if kv, err = q.js.CreateKeyValue(ctx, three); err == nil {
+			return kv, nil
+		}
+	}
+	if kv, err = q.js.CreateKeyValue(ctx, cfg); errors.Is(err, jetstream.ErrBucketExists) {
+		return q.js.KeyValue(ctx, cfg.Bucket) // another publishd was faster
+	}
+	return kv, err
 }
 
 func (q *queue) close() {
@@ -282,21 +315,31 @@ func (q *queue) put(ctx context.Context, key string, value any, revision uint64)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	if most := min(q.conn.MaxPayload()-4096, maxValue); int64(len(b)) > most && most > 0 {
+		return problem(InvalidArgument, "a record of %d bytes, the queue takes %d", len(b), most)
+	}
+	if !q.conn.IsConnected() {
+		return problem(ServiceUnavailable, "the queue is not connected")
+	}
+	limited, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if revision == 0 {
-		revision, err = q.kv.Create(ctx, key, b)
+		revision, err = q.kv.Create(limited, key, b)
 	} else {
-		revision, err = q.kv.Update(ctx, key, b, revision)
+		revision, err = q.kv.Update(limited, key, b, revision)
 	}
 	var api *jetstream.APIError
 	if errors.Is(err, jetstream.ErrKeyExists) || errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
 		return errConflict
 	}
-	if err != nil {
-		return fmt.Errorf("writing %s: %w", key, err)
+	if err == nil {
+		err = q.until(limited, func() bool { return q.seen >= revision })
 	}
-	return q.until(ctx, func() bool { return q.seen >= revision })
+	if err != nil && ctx.Err() == nil {
+		q.log.Error("writing to the queue", "key", key, "err", err)
+		return problem(ServiceUnavailable, "the queue does not take the record: %v", err)
+	}
+	return err
 }
 
 // changeJob changes a job by compare-and-set. edit works on a copy and may be called again; it returns false to leave it.
@@ -349,6 +392,22 @@ func (q *queue) changeOp(ctx context.Context, id string, edit func(o *op) bool) 
 	}
 }
 
+// generation of an operation, 0 of one that is gone.
+func (q *queue) generation(id string) uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.ops[id] == nil {
+		return 0
+	}
+	return q.view(id).Metadata.Generation
+}
+
+// move has an operation wait for another job. Its generation goes on growing.
+func (q *queue) move(o *op, job string) {
+	now := time.Now().UTC()
+	o.Base, o.Job, o.Moved = q.generation(o.ID)+1, job, &now
+}
+
 // wanted returns the operations that still want a job. The caller holds mu.
 func (q *queue) wanted(job string) (ids []string) {
 	for id := range q.waiters[job] {
@@ -363,7 +422,7 @@ func (q *queue) wanted(job string) (ids []string) {
 func (q *queue) done(id string) bool {
 	o := q.ops[id]
 	j := q.jobs[o.Job]
-	return j != nil && j.State.Final() || o.Cancelled != nil && (j == nil || j.State != Cancelling)
+	return j != nil && j.State.Final() || o.Cancelled != nil && (j == nil || !o.Last)
 }
 
 // ended is when an operation was done, nil if it isn't. The caller holds mu.

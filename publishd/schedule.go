@@ -105,7 +105,7 @@ func (d *Daemon) next(all []*job, now time.Time, run, resolve bool) *job {
 	}
 	best := -1
 	for i, j := range all {
-		if j == nil || d.resolving[j.ID] || d.running[j.ID] != nil {
+		if j == nil || d.resolving[j.ID] || d.running[j.ID] != nil || d.elsewhere(j) {
 			continue
 		}
 		if w := j.needsWorker(); !w && !resolve || w && (!run || j.Registry != "" && regs[j.Registry] >= d.cfg.PerRegistry) {
@@ -124,6 +124,11 @@ func (d *Daemon) next(all []*job, now time.Time, run, resolve bool) *job {
 	j := all[best]
 	all[best] = nil
 	return j
+}
+
+// elsewhere says whether only another daemon, which shares the queue, can do a job.
+func (d *Daemon) elsewhere(j *job) bool {
+	return j.Node != "" && j.Node != d.node && d.cfg.NATS != ""
 }
 
 func (d *Daemon) before(a, b *job, now time.Time, per map[string]int) bool {
@@ -182,7 +187,7 @@ func (d *Daemon) resolve(ctx context.Context, j *job) {
 	touched := false
 	_, err = d.queue.changeJob(ctx, other.ID, func(o *job) bool {
 		touched = !o.State.Final() && o.State != Cancelling
-		o.Priority = max(o.Priority, j.Priority)
+		o.share(j)
 		return touched
 	})
 	if err == nil && !touched {
@@ -191,7 +196,7 @@ func (d *Daemon) resolve(ctx context.Context, j *job) {
 	}
 	for _, id := range ops {
 		if err == nil {
-			err = d.queue.changeOp(ctx, id, func(o *op) bool { o.Job = other.ID; return true })
+			err = d.queue.changeOp(ctx, id, func(o *op) bool { d.queue.move(o, other.ID); return true })
 		}
 	}
 	if err == nil {
@@ -212,7 +217,7 @@ func (d *Daemon) ask(ctx context.Context, j *job) (publish.Resolved, error) {
 	if err != nil {
 		return publish.Resolved{}, err
 	}
-	w := watch(d.transport)
+	w := watch(d.transport.of(j.Here))
 	opt := publish.Options{RegistryTimeout: d.cfg.Timeout, Transport: w}
 	if j.Request.Platform != "" {
 		if opt.Platform, err = publish.ParsePlatform(j.Request.Platform); err != nil {
@@ -300,11 +305,31 @@ func (d *Daemon) after(j *job, p *Problem) {
 }
 
 func (j *job) deadline() time.Time {
+	if j.Request.Deadline == "" {
+		return time.Time{}
+	}
 	t, err := time.ParseDuration(j.Request.Deadline)
 	if err != nil || t <= 0 {
 		return time.Time{}
 	}
 	return j.Created.Add(t)
+}
+
+func (j *job) late(now time.Time) bool {
+	late := j.deadline()
+	return !late.IsZero() && now.After(late)
+}
+
+// share makes a job that of another request as well: as urgent as the more urgent one, until the later deadline.
+func (j *job) share(o *job) {
+	j.Priority = max(j.Priority, o.Priority)
+	switch a, b := j.deadline(), o.deadline(); {
+	case a.IsZero():
+	case b.IsZero():
+		j.Request.Deadline = ""
+	case b.After(a):
+		j.Request.Deadline = b.Sub(j.Created).String()
+	}
 }
 
 // backoff is how long to wait after so many attempts: twice as long each time up to a limit, half of it by chance.

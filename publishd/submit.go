@@ -1,6 +1,8 @@
 package publishd
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -9,8 +11,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"net"
 	"path/filepath"
-	"reflect"
 	"strings"
 	"time"
 
@@ -19,10 +21,14 @@ import (
 
 // newID returns an identifier that sorts by time.
 func newID(now time.Time) string {
-	var b [16]byte
-	binary.BigEndian.PutUint64(b[:8], uint64(now.UnixNano()))
-	_, _ = rand.Read(b[8:]) // it never fails
-	return strings.ToLower(base32.HexEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:]))
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // it never fails
+	return idOf(now, b[:])
+}
+
+func idOf(t time.Time, rest []byte) string {
+	b := append(binary.BigEndian.AppendUint64(nil, uint64(t.UnixNano())), rest...)
+	return strings.ToLower(base32.HexEncoding.WithPadding(base32.NoPadding).EncodeToString(b))
 }
 
 // check completes a request and refuses what can't be done.
@@ -30,7 +36,7 @@ func (d *Daemon) check(r *Request, c Caller) (job, error) {
 	if r.Kind == "" {
 		r.Kind = Convert
 	}
-	j := job{Submitter: c.Name, Local: c.Local, State: Queued, Priority: DefaultPriority}
+	j := job{Submitter: c.Name, Local: c.Local, Here: c.Here, State: Queued, Priority: DefaultPriority}
 	if r.Priority != nil {
 		j.Priority = *r.Priority
 	}
@@ -99,6 +105,9 @@ func (d *Daemon) check(r *Request, c Caller) (job, error) {
 	default:
 		return j, problem(InvalidArgument, "kind %q: want convert, build, convert-many or prefetch", r.Kind)
 	}
+	if j.Registry == "" && r.Kind != ConvertMany {
+		j.Node = cmp.Or(c.Node, d.node)
+	}
 	j.Request = *r
 	j.Request.RequestID, j.Request.Priority, j.Request.Labels = "", nil, nil
 	j.Key = j.workKey(r.Source)
@@ -128,6 +137,9 @@ func local(c Caller, path string) error {
 // workKey is equal for work that has the same result: what is converted, by which rules, under which name.
 func (j *job) workKey(what string) string {
 	b, _ := json.Marshal([]any{j.Request.Kind, what, j.As, j.Request.Platform, j.Request.Bare, j.Request.File, j.Request.Args, publish.Converter})
+	if !j.Here && onLoopback(j.Registry) {
+		b = append(b, "from elsewhere"...) // and refused, unlike that of who is here
+	}
 	if j.Registry == "" {
 		// Files may change from one moment to the next, and not everybody may read the same.
 		b = append(b, newID(time.Now())...)
@@ -136,12 +148,22 @@ func (j *job) workKey(what string) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// Submit takes a request and returns its operation, which has just begun, or that of the same request id.
-func (d *Daemon) Submit(ctx context.Context, r Request, c Caller) (Operation, error) {
-	return d.submit(ctx, r, c, "")
+func onLoopback(registry string) bool {
+	host, _, err := net.SplitHostPort(registry)
+	if err != nil {
+		host = registry
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || strings.HasSuffix(host, ".localhost") || ip != nil && ip.IsLoopback()
 }
 
-func (d *Daemon) submit(ctx context.Context, r Request, c Caller, parent string) (Operation, error) {
+// Submit takes a request and returns its operation, which has just begun, or that of the same request id.
+func (d *Daemon) Submit(ctx context.Context, r Request, c Caller) (Operation, error) {
+	return d.submit(ctx, r, c, "", newID(time.Now()))
+}
+
+// submit makes an operation of the given id. One of a recipe, whose parent is named, may be there already.
+func (d *Daemon) submit(ctx context.Context, r Request, c Caller, parent, id string) (Operation, error) {
 	j, err := d.check(&r, c)
 	if err != nil {
 		return Operation{}, err
@@ -156,13 +178,13 @@ func (d *Daemon) submit(ctx context.Context, r Request, c Caller, parent string)
 		return Operation{}, problem(CancelledReason, "the recipe was cancelled")
 	}
 	now := time.Now().UTC()
-	o := &op{ID: newID(now), Request: r, Submitter: c.Name, Local: c.Local, Admin: c.Admin, Parent: parent, Created: now}
+	o := &op{ID: id, Request: r, Submitter: c.Name, Local: c.Local, Admin: c.Admin, Here: c.Here, Node: cmp.Or(c.Node, d.node), Parent: parent, Created: now}
 	if r.RequestID != "" {
 		q.mu.Lock()
 		before := q.ops[q.idem[idemKey(c.Name, r.RequestID)]]
 		q.mu.Unlock()
 		if before != nil {
-			if !reflect.DeepEqual(before.Request, r) {
+			if !sameJSON(before.Request, r) {
 				return Operation{}, problem(IdempotencyClash, "request id %q was used for another request", r.RequestID)
 			}
 			return d.Get(before.ID)
@@ -172,6 +194,7 @@ func (d *Daemon) submit(ctx context.Context, r Request, c Caller, parent string)
 	waiting := len(q.live)
 	shared := q.jobs[q.keys[j.Key]]
 	q.mu.Unlock()
+	j.ID, j.Created = newID(now), now
 	if shared != nil && shared.attachable() {
 		o.Job = shared.ID
 	} else if waiting >= d.cfg.MaxQueue && parent == "" {
@@ -179,18 +202,22 @@ func (d *Daemon) submit(ctx context.Context, r Request, c Caller, parent string)
 		p.RetryAfter = 10 * time.Second
 		return Operation{}, p
 	} else {
-		j.ID, j.Created, shared = newID(now), now, nil
+		shared = nil
 		o.Job = j.ID
 	}
-	// The operation first: one without its job gets it at the next start.
-	if err := q.put(ctx, "op."+o.ID, o, 0); err != nil {
+	// The operation first: one without its job is given it.
+	err = q.put(ctx, "op."+o.ID, o, 0)
+	if errors.Is(err, errConflict) && parent != "" {
+		return d.getAfter(o.ID, q.until(ctx, func() bool { return q.ops[o.ID] != nil })) // another daemon was faster
+	}
+	if err != nil {
 		return Operation{}, err
 	}
 	if shared != nil {
 		attached := false
 		_, err := q.changeJob(ctx, shared.ID, func(s *job) bool {
 			attached = s.attachable()
-			s.Priority = max(s.Priority, j.Priority)
+			s.share(&j)
 			return attached
 		})
 		var p *Problem
@@ -199,14 +226,27 @@ func (d *Daemon) submit(ctx context.Context, r Request, c Caller, parent string)
 			return d.getAfter(o.ID, err)
 		}
 		// It ended meanwhile, or its operations went over to another job.
-		j.ID, j.Created = newID(now), now
-		if err := q.changeOp(ctx, o.ID, func(o *op) bool { o.Job = j.ID; return true }); err != nil {
+		if err := q.changeOp(ctx, o.ID, func(o *op) bool { q.move(o, j.ID); return true }); err != nil {
 			return Operation{}, err
 		}
 	}
-	err = q.put(ctx, "job."+j.ID, &j, 0)
+	err = d.putJob(ctx, &j)
 	d.wake()
 	return d.getAfter(o.ID, err)
+}
+
+// putJob writes the first record of a job, unless another daemon has adopted its operation.
+func (d *Daemon) putJob(ctx context.Context, j *job) error {
+	if err := d.queue.put(ctx, "job."+j.ID, j, 0); !errors.Is(err, errConflict) {
+		return err
+	}
+	return nil
+}
+
+func sameJSON(a, b any) bool {
+	x, errX := json.Marshal(a)
+	y, errY := json.Marshal(b)
+	return errX == nil && errY == nil && bytes.Equal(x, y)
 }
 
 // attachable says whether another operation may wait for this job: one whose image is resolved already may be older than the request.
@@ -233,12 +273,13 @@ func (d *Daemon) cancel(ctx context.Context, id string) (Operation, error) {
 	now := time.Now().UTC()
 	q.mu.Lock()
 	o := q.ops[id]
-	var final bool
+	var final, last bool
 	var jobID string
 	var children []string
 	if o != nil {
 		j := q.jobs[o.Job]
 		final, jobID = j != nil && j.State.Final() || o.Cancelled != nil, o.Job
+		last = j != nil && len(q.wanted(o.Job)) == 1
 		for c := range q.children[id] {
 			children = append(children, c)
 		}
@@ -250,7 +291,12 @@ func (d *Daemon) cancel(ctx context.Context, id string) (Operation, error) {
 	if final {
 		return d.Get(id)
 	}
-	if err := q.changeOp(ctx, id, func(o *op) bool { o.Cancelled = &now; return true }); err != nil {
+	if err := q.changeOp(ctx, id, func(o *op) bool {
+		if o.Cancelled, o.Last = &now, last; !last {
+			o.Base = q.generation(id) + 1
+		}
+		return true
+	}); err != nil {
 		return Operation{}, err
 	}
 	if err := d.cancelUnwanted(ctx, jobID); err != nil {
@@ -321,12 +367,12 @@ func (d *Daemon) retry(ctx context.Context, id string) (Operation, error) {
 	d.negatives.forget(j.asked())
 	// The operation first, as in submit: a job that nobody wants is cancelled.
 	err = d.queue.changeOp(ctx, id, func(o *op) bool {
-		o.Job, o.Cancelled = j.ID, nil
-		o.Retries++
+		d.queue.move(o, j.ID)
+		o.Cancelled, o.Last = nil, false
 		return true
 	})
 	if err == nil {
-		err = d.queue.put(ctx, "job."+j.ID, &j, 0)
+		err = d.putJob(ctx, &j)
 	}
 	children, _ := d.List(Filter{Parent: id, States: []State{Failed, Cancelled}}, maxRecipe, "")
 	for _, c := range children {

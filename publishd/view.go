@@ -13,15 +13,12 @@ import (
 
 func isGone(err error) bool { return errors.Is(err, jetstream.ErrKeyNotFound) }
 
-// generationsOfRetry keeps generations growing when an explicit retry begins a new job.
-const generationsOfRetry = 1 << 20
-
 // view is an operation as clients see it. The caller holds mu.
 func (q *queue) view(id string) Operation {
 	o := q.ops[id]
 	out := Operation{Name: "operations/" + id, Metadata: Metadata{
 		Kind: o.Request.Kind, Source: o.Request.Source, As: o.Request.As, Platform: o.Request.Platform, Job: o.Job, Submitter: o.Submitter, Labels: o.Request.Labels,
-		CreateTime: o.Created, Parent: o.Parent, State: Queued, Priority: DefaultPriority,
+		CreateTime: o.Created, Parent: o.Parent, State: Queued, Priority: DefaultPriority, Generation: o.Base,
 	}}
 	m := &out.Metadata
 	if o.Request.Kind == ConvertMany {
@@ -36,15 +33,18 @@ func (q *queue) view(id string) Operation {
 	j := q.jobs[o.Job]
 	if j != nil {
 		m.State, m.Stage, m.Progress, m.Attempt, m.Priority = j.State, j.Stage, j.Progress, j.Attempt, j.Priority
-		m.Generation = uint64(o.Retries)*generationsOfRetry + j.Generation
+		m.Generation = o.Base + j.Generation
 		m.Digest, m.As, m.Problem, m.StartTime, m.EndTime, m.NextRunTime = j.Digest, j.As, j.Problem, j.Started, j.Ended, j.NextRun
 	}
-	if o.Cancelled != nil && !(j != nil && (j.State == Succeeded || j.State == Failed) && j.Ended.Before(*o.Cancelled)) {
-		m.EndTime = o.Cancelled
-		if m.Generation++; j != nil && j.State == Cancelling {
-			m.State, m.EndTime = Cancelling, nil
-		} else {
-			m.State, m.Problem = Cancelled, problem(CancelledReason, "cancelled")
+	if o.Cancelled != nil && !(j != nil && j.State.Final() && j.revision < o.revision) {
+		m.Generation++
+		switch m.Stage, m.NextRunTime, m.EndTime = "", nil, o.Cancelled; {
+		case o.Last && j != nil && !j.State.Final():
+			m.State, m.EndTime, m.Problem = Cancelling, nil, nil
+		case o.Last && j != nil && j.State == Cancelled:
+			m.EndTime = j.Ended // and its problem
+		default: // whatever becomes of the job that others want
+			m.State, m.Problem, m.Generation = Cancelled, problem(CancelledReason, "cancelled"), max(o.Base, 1)
 		}
 	}
 	out.Done = q.done(id)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"syscall"
 	"time"
 
@@ -19,7 +20,7 @@ import (
 // run is a job that runs here. Its fields but the first ones are guarded by Daemon.mu.
 type run struct {
 	job    *job
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 
 	reserved int64
 	stage    string
@@ -34,8 +35,9 @@ type spec struct {
 	Keys     string            `json:"keys"`
 	Spool    string            `json:"spool"`           // a directory that is removed afterwards
 	Local    *peer.Credentials `json:"local,omitempty"` // with which local sources are read
+	Here     bool              `json:"here,omitempty"`
 	Rate     int64             `json:"rate,omitempty"`
-	Requests int               `json:"requests,omitempty"`
+	Requests float64           `json:"requests,omitempty"`
 	Memory   int64             `json:"memory,omitempty"`
 	Reserve  int64             `json:"reserve,omitempty"` // bytes that stay free on the spool's disk
 	Timeout  time.Duration     `json:"timeout,omitempty"`
@@ -61,7 +63,7 @@ func (d *Daemon) start(ctx context.Context, j *job) bool {
 		d.block(ctx, j.ID, need)
 		return false
 	}
-	own, cancel := context.WithCancel(ctx)
+	own, cancel := context.WithCancelCause(ctx)
 	r := &run{job: j, cancel: cancel, reserved: need, moved: time.Now(), stage: "starting"}
 	d.running[j.ID] = r
 	d.starts++
@@ -86,12 +88,12 @@ func (d *Daemon) start(ctx context.Context, j *job) bool {
 	}
 	if err != nil || !claimed {
 		d.logIf(err, "claiming", j.ID)
-		cancel()
+		cancel(nil)
 		d.forgetRun(j.ID)
 		return false
 	}
 	d.pool.Go(func() {
-		defer cancel()
+		defer cancel(nil)
 		defer d.forgetRun(j.ID)
 		d.work(own, ctx, r)
 	})
@@ -126,7 +128,7 @@ func (d *Daemon) work(ctx, daemon context.Context, r *run) {
 	begun := time.Now()
 	d.log.Info("job runs", "job", id, "kind", r.job.Request.Kind, "as", r.job.As)
 	if d.queue.jobState(id) == Cancelling {
-		r.cancel()
+		r.cancel(nil)
 	}
 	results, p := d.child(ctx, r)
 	defer func() { _ = d.queue.leases.Delete(lasting, id) }()
@@ -135,19 +137,24 @@ func (d *Daemon) work(ctx, daemon context.Context, r *run) {
 	d.mu.Unlock()
 	bytesRead.Add(int(progress.BytesDone))
 	if p == nil {
+		ended := false
 		j, err := d.queue.changeJob(lasting, id, func(j *job) bool {
-			if j.Worker != d.node || j.State != Running && j.State != Cancelling {
+			if ended = j.Worker == d.node && (j.State == Running || j.State == Cancelling); !ended {
 				return false
 			}
-			// A cancel that came too late: what is published stays, and is said to be.
-			j.Results, j.Progress = results, progress
+			j.Progress = progress
+			if j.State == Cancelling {
+				j.end(Cancelled, problem(CancelledReason, "cancelled, after %s had been published", j.As))
+				return true
+			}
+			j.Results = results
 			j.end(Succeeded, nil)
 			return true
 		})
 		d.logIf(err, "recording a success", id)
-		if err == nil {
+		if err == nil && ended {
 			d.ended(j)
-			jobSeconds(r.job.Request.Kind, Succeeded, time.Since(begun))
+			jobSeconds(r.job.Request.Kind, j.State, time.Since(begun))
 		}
 		d.registryAnswered(r.job.Registry)
 		return
@@ -181,7 +188,11 @@ func (d *Daemon) child(ctx context.Context, r *run) ([]json.RawMessage, *Problem
 	if err := os.MkdirAll(spool, 0o700); err != nil {
 		return nil, explain(err)
 	}
-	defer os.RemoveAll(spool)
+	defer func() {
+		if err := removeSpool(spool); err != nil {
+			d.log.Warn("removing what a job left", "dir", spool, "err", err)
+		}
+	}()
 	logFile, err := d.openLog(j.ID)
 	if err != nil {
 		return nil, explain(err)
@@ -189,10 +200,7 @@ func (d *Daemon) child(ctx context.Context, r *run) ([]json.RawMessage, *Problem
 	defer logFile.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	if late := j.deadline(); !late.IsZero() {
-		defer time.AfterFunc(time.Until(late), func() { cancel(problem(DeadlineExceeded, "deadline of %s is over", j.Request.Deadline)) }).Stop()
-	}
-	in, err := json.Marshal(spec{Request: j.pinned(), Repo: d.cfg.Repo, Keys: d.cfg.Keys, Spool: spool, Local: j.Local, Rate: share(d.cfg.Rate, d.cfg.Jobs), Requests: int(share(int64(d.cfg.Requests), d.cfg.Jobs)), Memory: d.cfg.Memory, Reserve: d.cfg.Reserve, Timeout: d.cfg.Timeout})
+	in, err := json.Marshal(spec{Request: j.pinned(), Repo: d.cfg.Repo, Keys: d.cfg.Keys, Spool: spool, Local: j.Local, Here: j.Here, Rate: share(d.cfg.Rate, d.cfg.Jobs), Requests: d.requestsEach(), Memory: d.cfg.Memory, Reserve: d.cfg.Reserve, Timeout: d.cfg.Timeout})
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -244,8 +252,30 @@ func (d *Daemon) child(ctx context.Context, r *run) ([]json.RawMessage, *Problem
 		last.Problem.RetryAfter = last.RetryAfter
 		return nil, last.Problem
 	}
+	if d.ranOutOfMemory(j.ID) {
+		return nil, problem("LIMIT_EXCEEDED", "the job needs more than the %d bytes of memory that a job may use", d.cfg.Memory)
+	}
 	return nil, problem(Interrupted, "the worker ended: %v", err).temporary()
 }
+
+// ranOutOfMemory reports whether the last that a worker said is that the kernel gave it no more memory.
+func (d *Daemon) ranOutOfMemory(job string) bool {
+	f, err := os.Open(d.logPath(job))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	tail := make([]byte, min(st.Size(), 256<<10)) // it tells where all its goroutines were
+	_, err = f.ReadAt(tail, st.Size()-int64(len(tail)))
+	return err == nil && noMemory.Match(tail)
+}
+
+// noMemory is what Go's runtime says when the kernel gives no more memory, or none for the stack of another thread.
+var noMemory = regexp.MustCompile(`(?i)out of memory|cannot allocate memory|pthread_create failed: Resource|failed to create new OS thread`)
 
 func (p *Problem) temporary() *Problem {
 	p.Temporary = true
@@ -265,6 +295,9 @@ func share(total int64, jobs int) int64 {
 	}
 	return max(1, total/int64(jobs))
 }
+
+// requestsEach is how many requests per second each worker may send to a registry, and the daemon as well, which resolves.
+func (d *Daemon) requestsEach() float64 { return float64(d.cfg.Requests) / float64(d.cfg.Jobs+1) }
 
 // pinned is the request as it is run: of the image that the source meant when it was resolved, whatever the tag means meanwhile.
 func (j *job) pinned() Request {

@@ -3,6 +3,7 @@ package publishd_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,7 +27,8 @@ type service struct {
 	t                testing.TB
 	home, repo, keys string
 	args             []string
-	hosts            string // a file in place of /etc/hosts
+	binds            map[string]string // files that it sees in place of those of the machine
+	env              []string
 	cmd              *exec.Cmd
 	*publishd.Client
 }
@@ -40,13 +43,37 @@ func newService(t testing.TB, args ...string) *service {
 	return s
 }
 
+// second is another publishd, with a home of its own, for the same repository.
+func (s *service) second(args ...string) *service {
+	s.t.Helper()
+	o := &service{t: s.t, home: testkit.Home(s.t), repo: s.repo, keys: s.keys, args: append([]string{"--keys", s.keys}, args...)}
+	o.start()
+	s.t.Cleanup(o.stop)
+	return o
+}
+
 func (s *service) socket() string { return filepath.Join(s.home, "run", "publishd.sock") }
+
+// number is a metric's value.
+func (s *service) number(metric string) float64 {
+	s.t.Helper()
+	n, err := strconv.ParseFloat(s.scrape()[metric], 64)
+	if err != nil {
+		s.t.Fatalf("%s: %v", metric, err)
+	}
+	return n
+}
 
 func (s *service) start() {
 	s.t.Helper()
 	s.cmd = testkit.Command(s.t, s.home, append([]string{"publishd", "--repo", s.repo}, s.args...)...)
-	if s.hosts != "" {
-		s.cmd.Args = append([]string{"unshare", "--mount", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, s.hosts}, append([]string{s.cmd.Path}, s.cmd.Args[1:]...)...)
+	s.cmd.Env = append(s.cmd.Env, s.env...)
+	if len(s.binds) > 0 {
+		script := "set -e\n"
+		for path, file := range s.binds {
+			script += fmt.Sprintf("mount --bind %s %s\n", file, path)
+		}
+		s.cmd.Args = append([]string{"unshare", "--mount", "sh", "-c", script + `exec "$@"`, "sh", s.cmd.Path}, s.cmd.Args[1:]...)
 		s.cmd.Path = testkit.Program(s.t, "unshare")
 	}
 	log, err := os.OpenFile(filepath.Join(s.home, "publishd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -114,7 +141,12 @@ func (s *service) ok(args ...string) string {
 
 func (s *service) await(what string, cond func() bool) {
 	s.t.Helper()
-	for end := time.Now().Add(60 * time.Second); !cond(); time.Sleep(10 * time.Millisecond) {
+	s.awaitFor(time.Minute, what, cond)
+}
+
+func (s *service) awaitFor(limit time.Duration, what string, cond func() bool) {
+	s.t.Helper()
+	for end := time.Now().Add(limit); !cond(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			s.t.Fatalf("waiting for %s\n%s", what, s.log())
 		}

@@ -78,7 +78,7 @@ Exit status: 0 done, 1 failed, 2 usage.`,
 	f.StringVar(&tokens, "tokens", "", "`file` of tokens that --listen lets in, see `skimfs publishd token`")
 	f.StringVar(&cert, "tls-cert", "", "`file` with the certificate for --listen")
 	f.StringVar(&key, "tls-key", "", "`file` with its key")
-	f.StringVar(&cfg.NATS, "nats", "", "`URL` of a NATS JetStream cluster that holds the queue (default: a queue of its own)")
+	f.StringVar(&cfg.NATS, "nats", "", "`URL` of a NATS JetStream cluster that holds the queue, for several publishd (default: a queue of its own)")
 	f.BoolVar(&cfg.Sync, "sync", false, "write each record through to the disk before answering, not within a second")
 	f.IntVar(&cfg.Jobs, "jobs", 0, "jobs at a time (default half the CPUs, at most 4)")
 	f.IntVar(&cfg.PerRegistry, "per-registry", 4, "jobs at a time that read one registry")
@@ -91,19 +91,22 @@ Exit status: 0 done, 1 failed, 2 usage.`,
 	f.DurationVar(&cfg.Retain, "retain", 30*24*time.Hour, "how long ended operations are remembered")
 	f.StringVar(&rate, "rate", "", "`size` per second read from registries, all jobs together")
 	f.IntVar(&cfg.Requests, "requests", 0, "requests per second to one registry, all jobs together")
-	f.StringVar(&memory, "memory", "2GiB", "`size` of memory for one job")
+	f.StringVar(&memory, "memory", "2GiB", "`size` of memory for each process of a job; a conversion wants 256MiB")
 	f.StringVar(&reserve, "reserve", "1GiB", "`size` that stays free on the repository's disk")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if cfg.Repo == "" {
 			return usage(cmd, errors.New("publishd: --repo is missing"))
 		}
-		for text, to := range map[string]*int64{rate: &cfg.Rate, memory: &cfg.Memory, reserve: &cfg.Reserve} {
-			if text != "" {
-				n, err := parseSize(text)
+		for _, size := range []struct {
+			text string
+			to   *int64
+		}{{rate, &cfg.Rate}, {memory, &cfg.Memory}, {reserve, &cfg.Reserve}} {
+			if size.text != "" {
+				n, err := parseSize(size.text)
 				if err != nil {
 					return usage(cmd, err)
 				}
-				*to = n
+				*size.to = n
 			}
 		}
 		r, err := openRepo(cmd, cfg.Repo, *keys)
@@ -214,6 +217,9 @@ func publishdTCP(listen string, tokens []publishd.Token, cert, key string) (net.
 
 func runPublishd(ctx context.Context, cfg publishd.Config, listeners []net.Listener, tokens []publishd.Token) error {
 	d, err := publishd.Open(ctx, cfg)
+	if errors.Is(err, publishd.ErrQueue) && cfg.NATS != "" {
+		return &statusError{status: exitFailed, hint: "--nats wants the URL of a NATS server with JetStream, and the right to use it; without --nats the queue is publishd's own", err: err}
+	}
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -137,4 +138,19 @@ func (l layoutWriter) stream(write func(w io.Writer) error) (blob descriptor, di
 		l.t.Fatal(err)
 	}
 	return descriptor{MediaType: layerType(Zstd), Digest: "sha256:" + name, Size: info.Size()}, "sha256:" + hex.EncodeToString(plain.Sum(nil))
+}
+
+// Noise returns the layout of an image with so many layers, each with a file of so many bytes that can't be compressed.
+func Noise(t testing.TB, layers, size int) string {
+	t.Helper()
+	random := rand.New(rand.NewPCG(uint64(layers), uint64(size)))
+	var tars [][]byte
+	for n := range layers {
+		b := make([]byte, size)
+		for i := range b {
+			b[i] = byte(random.Uint32())
+		}
+		tars = append(tars, layerTar(t, file(fmt.Sprintf("noise%d", n), 0o644, string(b))))
+	}
+	return writeLayout(t, Gzip, tars...)
 }

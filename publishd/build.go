@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -229,7 +230,6 @@ func (w *worker) build(ctx context.Context) (string, error) {
 	}
 	store := []string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs"}
 	args := append([]string{}, store...)
-	// The limit of memory is this process's own, which holds for each that it starts: chroot isolation knows no cgroup.
 	args = append(args, "build", "--isolation", "chroot", "--layers=false", "--ulimit", "nofile=1024:1024", "--ulimit", "core=0:0", "--tag", "skimfs-build", "--format", "oci")
 	for k, v := range w.Request.Args {
 		args = append(args, "--build-arg", k+"="+v)
@@ -238,7 +238,11 @@ func (w *worker) build(ctx context.Context) (string, error) {
 		args = append(args, "--file", file)
 	}
 	run := func(args ...string) error {
-		cmd := w.command(ctx, c, buildah, args...)
+		if args = append([]string{buildah}, args...); w.Memory > 0 {
+			// chroot isolation knows no cgroup: the limit holds for each process of the build.
+			args = append([]string{"prlimit", fmt.Sprintf("--data=%d", w.Memory), "--"}, args...)
+		}
+		cmd := w.command(ctx, c, args[0], args[1:]...)
 		cmd.Stdout = w.stderr
 		cmd.Env = append(cmd.Env, "TMPDIR="+dir, "BUILDAH_ISOLATION=chroot", "XDG_RUNTIME_DIR="+dir, "HOME="+dir)
 		if auth := ownCredentials(); c == nil && auth != "" {

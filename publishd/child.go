@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,9 +67,10 @@ func RunWorker(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) i
 		return 2
 	}
 	if w.Memory > 0 {
-		// It collects before it dies of it; what it starts has the same limit.
+		// It collects before it comes near, and gives up beyond; the kernel's limit, of which Go's runtime dies in many ways, is for what grows at once.
 		debug.SetMemoryLimit(w.Memory / 2)
-		_ = unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: uint64(w.Memory), Max: uint64(w.Memory)})
+		most := uint64(2*w.Memory + 512<<20)
+		_ = unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: most, Max: most})
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -121,6 +123,7 @@ func (w *worker) reporting() (stop func()) {
 			case <-done:
 				return
 			case <-tick.C:
+				w.watchMemory()
 				stage := ""
 				if n := w.progress.Layers.Load(); n > 0 && w.progress.LayersDone.Load() == n {
 					stage = "index"
@@ -132,6 +135,16 @@ func (w *worker) reporting() (stop func()) {
 	return func() {
 		close(done)
 		<-ended
+	}
+}
+
+// watchMemory ends this process if it uses more memory than it may.
+func (w *worker) watchMemory() {
+	used := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(used)
+	if n := int64(used[0].Value.Uint64() - used[1].Value.Uint64()); w.Memory > 0 && n > w.Memory {
+		w.say(report{Problem: problem("LIMIT_EXCEEDED", "the conversion uses %d bytes of memory, it may use %d", n, w.Memory), Counts: takeCounts()})
+		os.Exit(4)
 	}
 }
 

@@ -101,13 +101,12 @@ func occupied(t *testing.T, args ...string) (s *service, worker int, release fun
 // What converts comes after all else on this machine, has the memory it may have, and leaves nothing when it is cancelled.
 func TestAWorkerIsPoliteBoundedAndGone(t *testing.T) {
 	t.Parallel()
-	const memory = 1 << 30
 	s, worker, release := occupied(t, "--memory", "1GiB")
 	defer release()
 	// As large as --reserve, too: each size counts for itself.
 	s.await("the limit of memory", func() bool {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", worker))
-		return err == nil && strings.Contains(string(b), fmt.Sprintf("Max data size             %d ", memory))
+		return err == nil && strings.Contains(string(b), fmt.Sprintf("Max data size             %d ", 2<<30+512<<20))
 	})
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", worker))
 	if err != nil || len(threads) < 2 {
@@ -148,11 +147,34 @@ func TestAWorkerIsPoliteBoundedAndGone(t *testing.T) {
 // A job that needs more memory than it may have fails, and says so.
 func TestAJobThatNeedsTooMuchMemoryFails(t *testing.T) {
 	t.Parallel()
-	s := newService(t, "--memory", "64MiB")
-	o := s.done(s.submit(publishd.Request{Source: "dir:" + tree(t, "x"), As: "local/x:1"}).ID())
+	s := newService(t, "--memory", "24MiB")
+	o := s.done(s.submit(publishd.Request{Source: "oci:" + testkit.Noise(t, 3, 10<<20), As: "local/x:1"}).ID())
 	if o.Error == nil || o.Error.Reason != "LIMIT_EXCEEDED" || o.Metadata.Attempt != 1 {
-		t.Errorf("%s after %d attempts: %+v", o.Metadata.State, o.Metadata.Attempt, o.Error)
+		t.Errorf("%s after %d attempts: %+v\n%s", o.Metadata.State, o.Metadata.Attempt, o.Error, s.ok("op", "logs", o.ID()))
 	}
+}
+
+// A build's processes have the memory that they may have.
+func TestABuildHasItsLimits(t *testing.T) {
+	t.Parallel()
+	testkit.NeedRoot(t)
+	g, release := held(t)
+	defer release()
+	dir := tree(t, "x")
+	write(t, filepath.Join(dir, "Containerfile"), "FROM "+g.ref("a/image:1")+"\nCOPY file /srv/added\n")
+	s := newService(t, "--memory", "1GiB")
+	s.submit(publishd.Request{Kind: publishd.Build, Source: dir, As: "local/built:1"})
+	s.await("buildah with its limit of memory", func() bool {
+		all, _ := filepath.Glob("/proc/[0-9]*")
+		for _, p := range all {
+			cmdline, _ := os.ReadFile(filepath.Join(p, "cmdline"))
+			limits, _ := os.ReadFile(filepath.Join(p, "limits"))
+			if strings.Contains(string(cmdline), "buildah\x00--root\x00"+s.home) && strings.Contains(string(limits), fmt.Sprintf("Max data size             %d ", 1<<30)) {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 // Room on the disk is set aside for a job before it begins: another one that would fit alone is BLOCKED meanwhile.

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"syscall"
 	"time"
 
@@ -252,30 +251,8 @@ func (d *Daemon) child(ctx context.Context, r *run) ([]json.RawMessage, *Problem
 		last.Problem.RetryAfter = last.RetryAfter
 		return nil, last.Problem
 	}
-	if d.ranOutOfMemory(j.ID) {
-		return nil, problem("LIMIT_EXCEEDED", "the job needs more than the %d bytes of memory that a job may use", d.cfg.Memory)
-	}
 	return nil, problem(Interrupted, "the worker ended: %v", err).temporary()
 }
-
-// ranOutOfMemory reports whether the last that a worker said is that the kernel gave it no more memory.
-func (d *Daemon) ranOutOfMemory(job string) bool {
-	f, err := os.Open(d.logPath(job))
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	tail := make([]byte, min(st.Size(), 256<<10)) // it tells where all its goroutines were
-	_, err = f.ReadAt(tail, st.Size()-int64(len(tail)))
-	return err == nil && noMemory.Match(tail)
-}
-
-// noMemory is what Go's runtime says when the kernel gives no more memory, or none for the stack of another thread.
-var noMemory = regexp.MustCompile(`(?i)out of memory|cannot allocate memory|pthread_create failed: Resource|failed to create new OS thread`)
 
 func (p *Problem) temporary() *Problem {
 	p.Temporary = true

@@ -156,9 +156,11 @@ func printStatus(w io.Writer, list []*mountd.Status) {
 			fmt.Fprintf(w, "lower    %s: %d hits, %d misses, %d stored%s\n", l.Dir, l.Hits, l.Misses, l.Stored, lowerTrouble(l))
 		}
 		fmt.Fprintf(w, "fetched  %s in %d requests%s\n", size(s.Fetch.Bytes), s.Fetch.Requests, errorCounts(s.Fetch.Errors))
+		told := map[string]bool{} // mounts with other options may go the same way
 		for _, o := range s.Origins {
-			if o.InUse {
-				fmt.Fprintf(w, "server   %s by %s\n", o.Server, o.Proxy)
+			if way := fmt.Sprintf("server   %s by %s\n", o.Server, o.Proxy); o.InUse && !told[way] {
+				told[way] = true
+				fmt.Fprint(w, way)
 			}
 		}
 		for _, m := range s.Mounts {

@@ -29,12 +29,18 @@ func newPublicService(t *testing.T) *service {
 	t.Helper()
 	testkit.NeedRoot(t)
 	s := newService(t, "--backoff", "20ms", "--attempts", "2")
+	s.open()
+	return s
+}
+
+// open lets all users to the socket.
+func (s *service) open() {
+	s.t.Helper()
 	for path, mode := range map[string]os.FileMode{s.home: 0o711, filepath.Dir(s.socket()): 0o711, s.socket(): 0o666} {
 		if err := os.Chmod(path, mode); err != nil {
-			t.Fatal(err)
+			s.t.Fatal(err)
 		}
 	}
-	return s
 }
 
 // letIn lets everybody into a directory of the test.
@@ -47,14 +53,20 @@ func letIn(t *testing.T, dir string) {
 	}
 }
 
-// as runs skimfs as another user, who is in no list of users, with further groups.
-func (s *service) as(uid uint32, groups []uint32, args ...string) (out string, status int) {
+// program is a copy of skimfs where every user reaches it.
+func (s *service) program() string {
 	s.t.Helper()
 	program := filepath.Join(s.home, "skimfs")
 	if _, err := os.Stat(program); err != nil {
 		testkit.Run(s.t, "cp", testkit.Build(s.t), program)
 	}
-	cmd := exec.Command(program, args...)
+	return program
+}
+
+// as runs skimfs as another user, who is in no list of users, with further groups.
+func (s *service) as(uid uint32, groups []uint32, args ...string) (out string, status int) {
+	s.t.Helper()
+	cmd := exec.Command(s.program(), args...)
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "SKIMFS_PUBLISHD=" + s.socket()}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid, Groups: groups}}
 	b, err := cmd.CombinedOutput()
@@ -127,6 +139,9 @@ func TestNobodyReadsThroughTheServiceWhatHeMayNot(t *testing.T) {
 	if out, status := s.as(stranger, nil, "submit", "dir:"+in("links"), "attack/links:1", "--wait", "--timeout", "60s"); status != 0 {
 		t.Errorf("a directory with links: status %d\n%s", status, out)
 	}
+	if out, _, status := s.cat("attack/links:group0", "/file"); status != 0 || out != "for the group" {
+		t.Errorf("what he may have shows %q, status %d", out, status)
+	}
 	// What is swapped while it is read: he wins nothing, whichever way it goes.
 	stop, ended := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -148,7 +163,7 @@ func TestNobodyReadsThroughTheServiceWhatHeMayNot(t *testing.T) {
 	<-ended
 	for _, name := range []string{"attack/links:1", "attack/race:1"} {
 		for _, file := range []string{"secret", "dir/secret"} {
-			if out, _, _ := s.run("cat", "-o", "pubkey="+filepath.Join(s.keys, "queue.example.org.pub"), "file://"+s.repo+"#"+name, "/"+file); strings.Contains(out, secret) {
+			if out, _, _ := s.cat(name, "/"+file); strings.Contains(out, secret) {
 				t.Errorf("%s of %s shows the secret", file, name)
 			}
 		}

@@ -220,7 +220,10 @@ func (w *worker) build(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if c != nil {
-		if err := errors.Join(os.Chmod(w.Spool, 0o711), os.Chmod(dir, 0o700), os.Chown(dir, int(c.Uid), int(c.Gid))); err != nil {
+		his := func(path string, _ os.DirEntry, err error) error {
+			return errors.Join(err, os.Lchown(path, int(c.Uid), int(c.Gid)))
+		}
+		if err := errors.Join(os.Chmod(w.Spool, 0o711), os.Chmod(dir, 0o700), filepath.WalkDir(dir, his)); err != nil {
 			return "", err
 		}
 	}

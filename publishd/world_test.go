@@ -29,6 +29,9 @@ type service struct {
 	args             []string
 	binds            map[string]string // files that it sees in place of those of the machine
 	env              []string
+	node             *service // reads the repository
+	server           *testkit.Server
+	user             int // 0: ours; another one only with binds
 	cmd              *exec.Cmd
 	*publishd.Client
 }
@@ -73,7 +76,12 @@ func (s *service) start() {
 		for path, file := range s.binds {
 			script += fmt.Sprintf("mount --bind %s %s\n", file, path)
 		}
-		s.cmd.Args = append([]string{"unshare", "--mount", "sh", "-c", script + `exec "$@"`, "sh", s.cmd.Path}, s.cmd.Args[1:]...)
+		script += `exec "$@"`
+		if s.user != 0 {
+			script = strings.TrimSuffix(script, `"$@"`) + fmt.Sprintf(`setpriv --reuid %d --regid %d --clear-groups "$@"`, s.user, s.user)
+			s.cmd.Path = s.program()
+		}
+		s.cmd.Args = append([]string{"unshare", "--mount", "sh", "-c", script, "sh", s.cmd.Path}, s.cmd.Args[1:]...)
 		s.cmd.Path = testkit.Program(s.t, "unshare")
 	}
 	log, err := os.OpenFile(filepath.Join(s.home, "publishd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -128,6 +136,15 @@ func (s *service) run(args ...string) (stdout, stderr string, status int) {
 		s.t.Fatalf("skimfs %q: %v", args, err)
 	}
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// cat reads a file of an image in the repository, as a node does.
+func (s *service) cat(image, file string) (out, errs string, status int) {
+	s.t.Helper()
+	if s.node == nil {
+		s.node, s.server = &service{t: s.t, home: testkit.Home(s.t)}, testkit.StartNginx(s.t, s.repo)
+	}
+	return s.node.run("cat", "-o", "pubkey="+filepath.Join(s.keys, "queue.example.org.pub"), s.server.URL+"#"+image, file)
 }
 
 func (s *service) ok(args ...string) string {

@@ -131,8 +131,8 @@ func UnverifiedManifest(b []byte) (*Manifest, error) {
 }
 
 // OpenManifest checks b as docs/format.md section 7 says and returns it: form, name, a signature by a key that w lists and doesn't revoke,
-// features, and that w revokes neither root nor revision. Two checks are the caller's: w.CheckTime before it, and after it that
-// Revision is not below the last one accepted. Errors wrap ErrFormat, ErrSignature or ErrRevoked.
+// features, that w revokes neither root nor revision, and that its time is before w's end. Two checks are the caller's: w.CheckTime before it,
+// and after it that Revision is not below the last one accepted. Errors wrap ErrFormat, ErrSignature, ErrRevoked or ErrExpired.
 func OpenManifest(b []byte, name string, w *Whitelist) (*Manifest, error) {
 	text, err := noteText(b, "manifest")
 	if err != nil {
@@ -155,6 +155,10 @@ func OpenManifest(b []byte, name string, w *Whitelist) (*Manifest, error) {
 	}
 	if err := w.CheckRoot(m.Root.Digest, m.Revision); err != nil {
 		return nil, fmt.Errorf("manifest of %s: %w", name, err)
+	}
+	// Readers go by the time of what they accepted last: one from far ahead would end every whitelist for them.
+	if !m.Time.Before(w.Expires) {
+		return nil, fmt.Errorf("manifest of %s, revision %d: its time is %s, the whitelist ends at %s: %w", name, m.Revision, m.Time.Format(noteTime), w.Expires.Format(noteTime), ErrExpired)
 	}
 	return m, nil
 }

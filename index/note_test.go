@@ -55,6 +55,9 @@ func resign(t testing.TB, text string, keys ...keyPair) []byte {
 	return b
 }
 
+// signature returns the lines of a note's signatures.
+func signature(b []byte) []byte { return b[len(textOf(b))+1:] }
+
 func textOf(b []byte) string { return string(b[:strings.LastIndex(string(b), "\n\n")+1]) }
 
 var noon = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
@@ -128,6 +131,17 @@ func TestOpenManifestRefuses(t *testing.T) {
 	}{
 		{"as it was signed", good, nil, nil, ""},
 		{"two signatures, one of a stranger", resign(t, text, stranger, key), nil, nil, ""},
+		{"two signatures, a stranger's is of another text", append(append([]byte{}, good...), signature(resign(t, "x\n", stranger))...), nil, nil, ""},
+		{"two signatures, a listed key's is of another text", append(append([]byte{}, good...), signature(resign(t, "x\n", second))...), nil, index.ErrSignature, "invalid signature"},
+		{"ends of lines as DOS has them", resign(t, strings.ReplaceAll(text, "\n", "\r\n"), key), nil, index.ErrFormat, "not a signed note"},
+		{"a NUL", edit("name images", "name \x00images"), nil, index.ErrFormat, "not a signed note"},
+		{"not UTF-8", edit("name images", "name \xffimages"), nil, index.ErrFormat, "not a signed note"},
+		{"two spaces", edit("revision 12", "revision  12"), nil, index.ErrFormat, "line 3"},
+		{"space at the end", edit("revision 12", "revision 12 "), nil, index.ErrFormat, "line 3"},
+		{"a signature line in the text", resign(t, text+string(signature(good))+"\n"+text, stranger), nil, index.ErrFormat, "empty"},
+		{"a whitelist", resign(t, strings.Replace(text, "manifest v1", "whitelist v1", 1), key), nil, index.ErrFormat, "line 1"},
+		{"a time when the whitelist has ended", edit("2026-11-28T12", "2026-12-28T12"), nil, index.ErrExpired, "the whitelist ends at 2026-12-28"},
+		{"the second before", edit("2026-11-28T12:00:00", "2026-12-28T11:59:59"), nil, nil, ""},
 		{"two signatures, one of a revoked key", resign(t, text, revoked, key), nil, nil, ""},
 		{"lines of a later version", resign(t, text+"colour blue\nshape\n", key), nil, nil, ""},
 		{"minimum revision reached", good, func(w *index.Whitelist) { w.MinimumRevision = 12 }, nil, ""},

@@ -1,6 +1,7 @@
 package index
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -168,6 +169,9 @@ func (w *Whitelist) CheckRoot(root Digest, revision uint64) error {
 	}
 	return nil
 }
+
+// RevokesSigner reports whether w refuses the note b because a key that it revokes signed it.
+func (w *Whitelist) RevokesSigner(b []byte) bool { return errors.Is(w.checkSigned(b), ErrRevoked) }
 
 // checkSigned returns nil if one of the whitelist's keys that aren't revoked signed the note b.
 func (w *Whitelist) checkSigned(b []byte) error {

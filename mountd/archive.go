@@ -214,7 +214,7 @@ func (d *Daemon) acceptArchive(ctx context.Context, h cachedb.ArchiveHeader, o O
 	g := &origin{servers: h.Servers, db: d.db, log: d.log}
 	r := &repository{origin: g, name: h.Repository, key: key, given: map[string][]byte{"manifest": h.Manifest, "whitelist": h.Whitelist}}
 	last := r.accepted()
-	rev, err := r.verifyWith(ctx, h.Manifest, last, clock(last), false)
+	rev, err := r.verifyWith(ctx, h.Manifest, last, false)
 	if err != nil {
 		return nil, fmt.Errorf("the export's notes: %w", err)
 	}

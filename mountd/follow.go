@@ -14,7 +14,8 @@ const (
 	retryTTL   = 180 * time.Second // the longest time between checks while they fail
 	checkTime  = 2 * time.Minute   // for one check, the catalogs of the new revision included
 	leastCheck = 100 * time.Millisecond
-	namesParts = 4 // of the TTL: between checks, and that the kernel may keep a name
+	mostTTL    = 24 * time.Hour // whatever a manifest says: a thief of a key might say that nobody need ever ask again
+	namesParts = 4              // of the TTL: between checks, and that the kernel may keep a name
 )
 
 // shown is the state of a repository that a mount shows. It is replaced, never changed.
@@ -34,6 +35,7 @@ func (o Options) ttl(manifest time.Duration) time.Duration {
 	if manifest <= 0 {
 		manifest = defaultTTL
 	}
+	manifest = min(manifest, mostTTL)
 	if o.MaxTTL > 0 && o.MaxTTL < manifest {
 		return o.MaxTTL
 	}
@@ -93,6 +95,9 @@ func (d *Daemon) checkRevision(ctx context.Context, m *mount, core *fusefs.Core,
 	rev, err := d.acceptWithin(ctx, m.chunks.origin(), src, m.options(), fresh, 0)
 	if err == nil && !rev.offline {
 		err = rev.warning
+	}
+	if err == nil && !rev.offline && rev.name != m.record.Repository { // a URL, which somebody else's mount gave another meaning
+		err = problem(WrongKey, "%s has the place of %s, which is mounted", rev.where(), m.record.Repository)
 	}
 	if err == nil && !rev.offline && rev.Root != was.root {
 		err = d.switchTo(ctx, m, core, rev)

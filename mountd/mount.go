@@ -283,7 +283,7 @@ func (d *Daemon) find(ctx context.Context, g *origin, src Source, o Options, fol
 		case askErr == nil && newer.Revision != rev.Revision:
 			rev = newer
 			f, err = rev.view.Resolve(ctx, path, follow)
-		case askErr != nil && rev.offline:
+		case askErr != nil && rev.warning != nil:
 			return nil, f, fmt.Errorf("no %q in %s, revision %d, and no newer one: %w", src.Path, rev.where(), rev.Revision, askErr)
 		}
 	}

@@ -54,10 +54,9 @@ func (d *Daemon) trustPinned(ctx context.Context, g *origin, src Source, o Optio
 	if err != nil {
 		return nil, err
 	}
-	at := clock(r.accepted())
-	rev, err := r.verifyWith(ctx, text, known, at, false)
+	rev, err := r.verifyWith(ctx, text, known, false)
 	if err != nil && KindOf(err) != Unreachable {
-		rev, err = r.verifyWith(ctx, text, known, at, true)
+		rev, err = r.verifyWith(ctx, text, known, true)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("revision %d of %s: %w", want, r.name, err)

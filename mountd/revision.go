@@ -86,11 +86,18 @@ func (d *Daemon) trust(ctx context.Context, g *origin, src Source, o Options, fr
 	limited, cancel := context.WithTimeout(ctx, trustTime)
 	defer cancel()
 	r := &repository{origin: g, name: src.Name}
-	name := src.Name
+	name, want := src.Name, src.Name
+	if want == "" && g.expects(o.PublicKey) {
+		want = g.named()
+	}
 	manifest, below, err := r.note(limited, "manifest", o.ttl(time.Duration(g.ttl.Load())), fresh, func(b []byte) error {
 		got, err := index.ManifestName(b)
-		if err == nil && src.Name != "" && got != src.Name {
-			err = fmt.Errorf("manifest is of repository %q, want %q: %w", got, src.Name, index.ErrSignature)
+		switch {
+		case err != nil, want == "", got == want:
+		case src.Name != "":
+			err = fmt.Errorf("manifest is of repository %q, want %q: %w", got, want, index.ErrSignature)
+		default:
+			err = fmt.Errorf("manifest is of repository %q, where %q was accepted before (if it moved here, mount it by its name, with server=URL): %w", got, want, index.ErrSignature)
 		}
 		if err == nil {
 			name = got
@@ -123,11 +130,10 @@ func (d *Daemon) trust(ctx context.Context, g *origin, src Source, o Options, fr
 func (d *Daemon) lastAccepted(g *origin, src Source, o Options) (*revision, error) {
 	name := src.Name
 	if name == "" {
-		b, err := g.db.State("server/" + g.servers[0])
-		if err != nil {
-			return nil, nil
-		}
-		name = string(b)
+		name = g.named()
+	}
+	if name == "" {
+		return nil, nil
 	}
 	key, err := findKey(d.keyDirs(), name, o.PublicKey)
 	if err != nil {
@@ -146,6 +152,24 @@ func (d *Daemon) lastAccepted(g *origin, src Source, o Options) (*revision, erro
 	}
 	return &revision{repository: r, Manifest: last.manifest(name)}, nil
 }
+
+// named returns the name of the repository accepted last from g's servers, "" if there is none.
+func (g *origin) named() string {
+	b, err := g.db.State(serverState + g.servers[0])
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+// expects reports whether a URL stands for the repository accepted last from there: unless the key given is another one's.
+func (g *origin) expects(key string) bool {
+	v, err := index.ParseVerifier(key)
+	return err != nil || v.Name() == g.named()
+}
+
+// serverState begins the keys of the records of which repository a server has.
+const serverState = "server/"
 
 // acceptedRoot is the state record of the revision accepted last under a name and master key.
 type acceptedRoot struct {
@@ -203,6 +227,15 @@ func (r *repository) checkRevoked(a *acceptedRoot) error {
 	return nil
 }
 
+// counted returns a, or nil if w revokes the key that signed it: whatever number and time a thief of the key gave it must not stand in the way of the
+// publisher's next one.
+func (r *repository) counted(a *acceptedRoot, w *index.Whitelist) *acceptedRoot {
+	if a != nil && w != nil && w.RevokesSigner(a.Note) {
+		return nil
+	}
+	return a
+}
+
 // clock is the time that trust goes by: a clock that was set back does not bring back what has expired.
 func clock(last *acceptedRoot) time.Time {
 	if now := time.Now(); last == nil || now.After(last.Time) {
@@ -215,15 +248,14 @@ func clock(last *acceptedRoot) time.Time {
 // says.
 func (r *repository) verify(ctx context.Context, manifest []byte, offline bool) (*revision, error) {
 	last := r.accepted()
-	now := clock(last)
-	rev, err := r.verifyWith(ctx, manifest, last, now, false)
+	rev, err := r.verifyWith(ctx, manifest, last, false)
 	if err == nil && rev.warning == nil || KindOf(err) == Unreachable || offline || ctx.Err() != nil {
 		return rev, err
 	}
 	// A cache on the way may have kept an old whitelist or manifest, a mirror may lag behind.
 	var newer *revision
 	_, refetched := r.client.FileChecked(ctx, "manifest", defaultTTL, index.MaxNote, true, func(b []byte) (err error) {
-		newer, err = r.verifyWith(ctx, b, last, now, true)
+		newer, err = r.verifyWith(ctx, b, last, true)
 		return err
 	})
 	switch {
@@ -235,16 +267,18 @@ func (r *repository) verify(ctx context.Context, manifest []byte, offline bool) 
 	return nil, refetched
 }
 
-// verifyWith checks a manifest against the whitelist.
-func (r *repository) verifyWith(ctx context.Context, manifest []byte, last *acceptedRoot, now time.Time, fresh bool) (*revision, error) {
+// verifyWith checks a manifest against the whitelist, and against what was accepted last.
+func (r *repository) verifyWith(ctx context.Context, manifest []byte, last *acceptedRoot, fresh bool) (*revision, error) {
+	checkTime := func(w *index.Whitelist) error { return w.CheckTime(clock(r.counted(r.accepted(), w))) }
 	var w *index.Whitelist
 	var expired error
 	whitelist, _, err := r.note(ctx, "whitelist", defaultTTL, fresh, func(b []byte) (err error) {
 		if w, err = index.OpenWhitelist(b, r.name, r.key); err != nil {
 			return err
 		}
-		return w.CheckTime(now)
+		return checkTime(w)
 	})
+	last = r.counted(last, w)
 	if err != nil && errors.Is(err, index.ErrExpired) && w != nil && last != nil {
 		expired = err // what was accepted before stays so
 	} else if err != nil {
@@ -253,12 +287,15 @@ func (r *repository) verifyWith(ctx context.Context, manifest []byte, last *acce
 	// An older one, replayed, would bring back what a newer one revoked.
 	if seen := r.seenWhitelist(); seen != nil && seen.Time.After(w.Time) {
 		w, whitelist = seen, nil
-		if expired = w.CheckTime(now); expired != nil && last == nil {
+		last = r.counted(last, w)
+		if expired = checkTime(w); expired != nil && last == nil {
 			return nil, expired
 		}
 	}
 	m, err := index.OpenManifest(manifest, r.name, w)
 	switch {
+	case expired != nil && errors.Is(err, index.ErrExpired): // signed after that
+		return nil, fmt.Errorf("manifest of %s: %w", r.name, expired)
 	case err != nil:
 		if errors.Is(err, index.ErrRevoked) && expired == nil {
 			r.rememberWhitelist(whitelist) // so that it is refused offline, too
@@ -286,7 +323,7 @@ func (r *repository) rememberWhitelist(b []byte) {
 
 // rememberRoot records a as accepted, unless a newer one came in meanwhile.
 func (r *repository) rememberRoot(a *acceptedRoot) error {
-	if last := r.accepted(); last != nil && last.Revision > a.Revision {
+	if last := r.counted(r.accepted(), r.seenWhitelist()); last != nil && last.Revision > a.Revision {
 		return nil
 	}
 	b, err := json.Marshal(a)
@@ -294,7 +331,7 @@ func (r *repository) rememberRoot(a *acceptedRoot) error {
 		return err
 	}
 	r.remember(r.state("root"), b)
-	r.remember("server/"+r.servers[0], []byte(r.name))
+	r.remember(serverState+r.servers[0], []byte(r.name))
 	return nil
 }
 

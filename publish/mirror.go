@@ -154,8 +154,8 @@ func (m *mirror) run(ctx context.Context) (report MirrorReport, err error) {
 	if err := m.isMirror(); err != nil { // as it is now that the lock is held
 		return report, err
 	}
-	local := m.localManifest()
-	manifest, whitelist, err := m.fetchNotes(ctx, local)
+	local, note := m.localManifest()
+	manifest, whitelist, err := m.fetchNotes(ctx, local, note)
 	if err != nil {
 		return report, err
 	}
@@ -204,21 +204,20 @@ func (m *mirror) run(ctx context.Context) (report MirrorReport, err error) {
 	return report, os.Remove(mark)
 }
 
-// localManifest returns what the mirror has now, nil if that is nothing.
-func (m *mirror) localManifest() *index.Manifest {
-	b, err := os.ReadFile(filepath.Join(m.dir, "manifest"))
+// localManifest returns what the mirror has now, read and as it stands in its file; nil if that is nothing.
+func (m *mirror) localManifest() (local *index.Manifest, note []byte) {
+	note, err := os.ReadFile(filepath.Join(m.dir, "manifest"))
 	if err != nil {
-		return nil
+		return nil, nil
 	}
-	local, err := index.UnverifiedManifest(b)
-	if err != nil {
-		return nil
+	if local, err = index.UnverifiedManifest(note); err != nil {
+		return nil, nil
 	}
-	return local
+	return local, note
 }
 
 // fetchNotes fetches manifest and whitelist and accepts them as a node does, given what the mirror has.
-func (m *mirror) fetchNotes(ctx context.Context, local *index.Manifest) (manifest, whitelist []byte, err error) {
+func (m *mirror) fetchNotes(ctx context.Context, local *index.Manifest, note []byte) (manifest, whitelist []byte, err error) {
 	manifest, err = m.origin.FileChecked(ctx, "manifest", 0, index.MaxNote, true, func(b []byte) error {
 		_, err := index.ManifestName(b)
 		return err
@@ -237,16 +236,18 @@ func (m *mirror) fetchNotes(ctx context.Context, local *index.Manifest) (manifes
 	if m.master, err = m.cfg.Key(m.name); err != nil {
 		return nil, nil, err
 	}
-	now := m.now()
-	if local != nil && local.Time.After(now) {
-		now = local.Time
-	}
+	// What a thief of a key signed that is revoked by now doesn't count.
+	revoked := func(w *index.Whitelist) bool { return w.RevokesSigner(note) }
 	whitelist, err = m.origin.FileChecked(ctx, "whitelist", 0, index.MaxNote, true, func(b []byte) error {
 		w, err := index.OpenWhitelist(b, m.name, m.master)
-		if err == nil {
-			err = w.CheckTime(now)
+		if err != nil {
+			return err
 		}
-		return err
+		now := m.now()
+		if local != nil && local.Time.After(now) && !revoked(w) {
+			now = local.Time
+		}
+		return w.CheckTime(now)
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("mirroring %s: %w", m.name, err)
@@ -262,7 +263,7 @@ func (m *mirror) fetchNotes(ctx context.Context, local *index.Manifest) (manifes
 	if m.manifest, err = index.OpenManifest(manifest, m.name, m.whitelist); err != nil {
 		return nil, nil, fmt.Errorf("mirroring: %w", err)
 	}
-	if local != nil && (m.manifest.Revision < local.Revision || m.manifest.Revision == local.Revision && m.manifest.Root != local.Root) {
+	if local != nil && !revoked(m.whitelist) && (m.manifest.Revision < local.Revision || m.manifest.Revision == local.Revision && m.manifest.Root != local.Root) {
 		return nil, nil, fmt.Errorf("mirroring %s: revision %d, root %v: %w (revision %d, root %v)", m.name, m.manifest.Revision, m.manifest.Root.Digest, ErrOlder, local.Revision, local.Root.Digest)
 	}
 	return manifest, whitelist, nil

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"github.com/skimfs/skimfs/index"
 	"github.com/skimfs/skimfs/mountd"
 )
@@ -27,6 +29,23 @@ func (w *world) forged(t *testing.T, secret string, change func(m *index.Manifes
 		t.Fatal(err)
 	}
 	b, err := m.Sign(signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// text is what a note says, without its signatures.
+func text(b []byte) string { return string(b[:bytes.LastIndex(b, []byte("\n\n"))+1]) }
+
+// signed signs any text.
+func signed(t *testing.T, text, secret string) []byte {
+	t.Helper()
+	signer, err := index.ParseSigner(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := note.Sign(&note.Note{Text: text}, signer)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +78,10 @@ func TestAttacksOnTrustS02(t *testing.T) {
 	}
 	same := func(*index.Manifest) {}
 	list := func(change func(l *index.Whitelist)) []byte { return w.whitelist(t, change) }
-	later := time.Now().Add(2 * time.Hour)
+	now := time.Now()
+	later := now.Add(2 * time.Hour)
+	current := w.files["manifest"]
+	signature := current[len(text(current))+1:]
 	for _, row := range []struct {
 		name      string
 		before    map[string][]byte // served while the node accepts revision 2, or what it is given
@@ -74,6 +96,10 @@ func TestAttacksOnTrustS02(t *testing.T) {
 		{name: "another repository's manifest", manifest: w.forged(t, otherSecret, func(m *index.Manifest) { m.Name = "other.example.org" }), kind: mountd.WrongKey, text: "other.example.org"},
 		{name: "a whitelist from the future", manifest: w.files["manifest"], whitelist: list(func(l *index.Whitelist) { l.Time, l.Expires = later, later.Add(time.Hour) }), kind: mountd.Expired, text: "not valid before"},
 		{
+			name: "an expired whitelist", before: map[string][]byte{"whitelist": list(func(l *index.Whitelist) { l.Time = now.Add(-3 * time.Hour) })},
+			manifest: current, whitelist: list(func(l *index.Whitelist) { l.Time, l.Expires = now.Add(-2*time.Hour), now.Add(-time.Hour) }), kind: mountd.Expired, text: "expired at",
+		},
+		{
 			name: "a clock set back", before: map[string][]byte{"manifest": w.forged(t, "", func(m *index.Manifest) { m.Revision, m.Root, m.Time = 2, older.Root, later })},
 			manifest: w.files["manifest"], whitelist: list(func(l *index.Whitelist) { l.Expires = later.Add(-time.Hour) }), kind: mountd.Expired, text: "expired at",
 		},
@@ -83,6 +109,18 @@ func TestAttacksOnTrustS02(t *testing.T) {
 			whitelist: list(func(l *index.Whitelist) { l.Time, l.Keys = time.Now().Add(-time.Hour), []string{real, public} }), kind: mountd.Revoked, text: "revokes",
 		},
 		{name: "a whitelist of another master key", manifest: w.files["manifest"], whitelist: foreignWhitelist(t, real), kind: mountd.WrongKey, text: "master key"},
+		{
+			name: "a revoked key's manifest", manifest: w.forged(t, secret, func(m *index.Manifest) { m.Revision = 9 }),
+			before:    map[string][]byte{"whitelist": list(func(l *index.Whitelist) { l.Keys = []string{real, public} })},
+			whitelist: list(func(l *index.Whitelist) { l.Time, l.RevokedKeys = l.Time.Add(time.Minute), []string{public} }), kind: mountd.Revoked, text: "revokes",
+		},
+		{name: "the master key's own manifest", manifest: w.forged(t, w.signer(t, "masterkey"), same), kind: mountd.WrongKey, text: "signed by"},
+		{name: "a manifest from the future", manifest: w.forged(t, "", func(m *index.Manifest) { m.Time = later }), whitelist: list(func(*index.Whitelist) {}), kind: mountd.Expired, text: "the whitelist ends at"},
+		{name: "two signatures, the right key's is of another text", manifest: append(w.forged(t, secret, func(m *index.Manifest) { m.Revision = 9 }), signature...), kind: mountd.WrongKey, text: "invalid signature"},
+		{name: "two revisions in one", manifest: signed(t, text(current)+"revision 9\n", w.signer(t, "key")), kind: mountd.Damaged, text: `a second "revision"`},
+		{name: "ends of lines as DOS has them", manifest: bytes.ReplaceAll(current, []byte("\n"), []byte("\r\n")), kind: mountd.Damaged, text: "not a signed note"},
+		{name: "a whitelist cut off", manifest: current, whitelist: w.files["whitelist"][:len(w.files["whitelist"])-20], kind: mountd.Damaged, text: "not a signed note"},
+		{name: "the whitelist in the manifest's place", manifest: w.files["whitelist"], kind: mountd.Damaged, text: "line 1"},
 		{name: "truncated note", manifest: w.files["manifest"][:len(w.files["manifest"])/2], kind: mountd.Damaged, text: "not a signed note"},
 		{name: "huge note", manifest: bytes.Repeat([]byte("skimfs "), index.MaxNote/7+1), kind: mountd.Damaged, text: "longer"},
 		{name: "a captive portal", manifest: []byte("<html>welcome</html>"), kind: mountd.Damaged, text: "not a signed note"},
@@ -145,4 +183,58 @@ func foreignWhitelist(t *testing.T, key string) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// S02: a URL stands for the repository that was accepted from there. Another one that the node trusts as well can't take its place unasked, neither in a running
+// mount nor in a new one; by its own name it can be mounted from there.
+func TestAURLStaysWithItsRepositoryS02(t *testing.T) {
+	t.Parallel()
+	w := published(t)
+	const other = "other.example.org"
+	n, s := newNode(t, w), serveWorld(t, w)
+	masterSecret, masterPublic := newKey(t, other)
+	secret, public := newKey(t, other)
+	writeTest(t, filepath.Join(n.home, "etc", "keys", other+".pub"), masterPublic)
+	target := n.mount(s.URL, "-o", shortDeadline+",max_ttl=1s")
+	before := n.sh(`exec ls "$1"`, target).stdout
+
+	now := time.Now()
+	list := index.Whitelist{Name: other, Time: now, Expires: now.Add(time.Hour), Keys: []string{public}}
+	master, err := index.ParseSigner(masterSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whitelist, err := list.Sign(master)
+	if err != nil {
+		t.Fatal(err)
+	}
+	older, err := index.UnverifiedManifest(w.older["manifest"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.put("whitelist", whitelist)
+	s.put("manifest", w.forged(t, secret, func(m *index.Manifest) { m.Name, m.Root, m.Revision = other, older.Root, 9 }))
+	stays := func(why string) {
+		t.Helper()
+		r := n.run("mount", s.URL, target, "-o", "remount")
+		m := n.status().Mounts[0]
+		if got := n.sh(`exec ls "$1"`, target).stdout; got != before || m.Revision != 3 || !strings.Contains(r.stderr, why) {
+			t.Errorf("the mount shows revision %d, %q, want 3, %q; %q, want %q", m.Revision, got, before, r.stderr, why)
+		}
+	}
+	stays("mount it by its name")
+	if m := n.status().Mounts[0]; m.Standing.RefusedKind != mountd.WrongKey {
+		t.Errorf("status: %+v", m.Standing)
+	}
+	r := n.run("mount", s.image(), n.target("image"), "-o", shortDeadline)
+	if r.status != 0 || !strings.Contains(r.stderr, "mount it by its name") || !strings.Contains(r.stderr, "revision 3, accepted before") {
+		t.Errorf("status %d, %q", r.status, r.stderr)
+	}
+	oneHint(t, n.run("mount", s.URL+"#none", n.target("none"), "-o", shortDeadline), exitMountFailed, "mount it by its name", "NAME.pub")
+	if got := strings.Count(n.log(), "is refused: what was accepted before is kept"); got != 1 {
+		t.Errorf("the log says why %d times, want once\n%s", got, n.log())
+	}
+	// Somebody means the other one.
+	n.ok("mount", other, n.target("other"), "-o", shortDeadline+",server="+s.URL)
+	stays("has the place of " + testName)
 }

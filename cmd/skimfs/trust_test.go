@@ -30,7 +30,7 @@ func (w *world) whitelist(t *testing.T, change func(*index.Whitelist)) []byte {
 	return b
 }
 
-func TestNothingOlderThanAcceptedIsMounted(t *testing.T) {
+func TestNothingOlderThanAcceptedIsMountedS04(t *testing.T) {
 	t.Parallel()
 	w := published(t)
 	s, n := serveWorld(t, w), newNode(t, w)
@@ -80,7 +80,7 @@ func TestABrokenRevisionLeavesTheOneBefore(t *testing.T) {
 }
 
 // S03: an expired whitelist stops new revisions and new nodes, not what was accepted.
-func TestAnExpiredWhitelistBlocksOnlyWhatIsNew(t *testing.T) {
+func TestAnExpiredWhitelistBlocksOnlyWhatIsNewS03(t *testing.T) {
 	t.Parallel()
 	w := published(t)
 	s, n, never := serveWorld(t, w), newNode(t, w), newNode(t, w)

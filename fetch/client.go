@@ -24,7 +24,8 @@ type Client struct {
 	count    *counters
 	slots    chan struct{} // one for each request under way
 	throttle throttle
-	roots    *x509.CertPool // nil: the system's
+	roots    *x509.CertPool  // nil: the system's
+	known    map[string]bool // the configuration's servers, as hostOf names them
 	lookup   func(ctx context.Context, host string) ([]net.IPAddr, error)
 
 	background sync.WaitGroup // probes and lookups
@@ -63,7 +64,10 @@ func New(cfg Config) (*Client, error) {
 		cfg: cfg, agent: []string{cfg.UserAgent}, dec: dec, count: newCounters(cfg.Metrics),
 		slots:   make(chan struct{}, cfg.Connections),
 		proxies: newProxyChain(members(groups), cfg.ProxyReset, rand.IntN), servers: servers, roots: roots,
-		lookup: net.DefaultResolver.LookupIPAddr,
+		known: make(map[string]bool), lookup: net.DefaultResolver.LookupIPAddr,
+	}
+	for _, s := range servers.all {
+		c.known[hostOf(s.base)] = true
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	for _, m := range c.proxies.all {
@@ -174,13 +178,12 @@ func (c *Client) get(ctx context.Context, w *want) ([]byte, error) {
 	r := c.route(w)
 	var last error // of the try before
 	for {
-		plain, f := c.attempt(ctx, r, w)
+		plain, f := c.askOrRest(ctx, r, w)
 		if f == nil {
 			c.arrived(r)
 			c.throttle.succeed(w.path)
 			return plain, nil
 		}
-		c.count.fault(f)
 		next := decide(f, c.ways(r))
 		wait := pause(r.retries, 1-rand.Float64(), c.cfg.BackoffInit, c.cfg.BackoffMax)
 		wait = max(wait, f.after)
@@ -221,6 +224,26 @@ func (c *Client) get(ctx context.Context, w *want) ([]byte, error) {
 			c.move(r, w, f, next)
 		}
 	}
+}
+
+// askOrRest makes r's next try. A server that told somebody when to come back is not asked before: that is the same fault once more.
+func (c *Client) askOrRest(ctx context.Context, r *route, w *want) ([]byte, *fault) {
+	c.mu.Lock()
+	f := r.server.resting(time.Now())
+	c.mu.Unlock()
+	if f != nil {
+		return nil, f
+	}
+	plain, f := c.attempt(ctx, r, w)
+	if f != nil {
+		c.count.fault(f)
+	}
+	if f != nil && f.side == sideHost && f.after > 0 {
+		c.mu.Lock()
+		r.server.rest, r.server.status = time.Now().Add(f.after), f.status
+		c.mu.Unlock()
+	}
+	return plain, f
 }
 
 // sleep waits for d and reports whether ctx allowed it.

@@ -311,7 +311,7 @@ func TestCloseLeavesNoConnection(t *testing.T) {
 	}
 }
 
-func TestConnectionsAreKept(t *testing.T) {
+func TestW17ConnectionsAreKept(t *testing.T) {
 	obj := newObject(t, 5000)
 	n := newNode(t, obj.wire, right)
 	c := newClient(t, fetch.Config{Servers: []string{n.URL}})
@@ -338,7 +338,7 @@ func TestConnectionsAreKept(t *testing.T) {
 	}
 }
 
-func TestThirtyTwoAtOnce(t *testing.T) {
+func TestW17ThirtyTwoAtOnce(t *testing.T) {
 	obj := newObject(t, 5000)
 	var all sync.WaitGroup
 	all.Add(32)

@@ -244,14 +244,20 @@ func TestW11SecondRequestOvertakes(t *testing.T) {
 	obj := newObject(t, 5000)
 	origin := newNode(t, obj.wire, right)
 	var mu sync.Mutex
-	turn := 0
+	turn, stuck := 0, false
 	hiccup := func(w http.ResponseWriter, r *http.Request, body []byte) {
 		mu.Lock()
 		turn++
-		stuck := turn%60 == 0
+		sticks := turn >= 60 && !stuck // one at a time: second requests get through
+		if sticks {
+			turn, stuck = 0, true
+		}
 		mu.Unlock()
-		if stuck {
+		if sticks {
 			late(15*time.Second, forward)(w, r, body)
+			mu.Lock()
+			stuck = false
+			mu.Unlock()
 			return
 		}
 		forward(w, r, body)
@@ -261,7 +267,7 @@ func TestW11SecondRequestOvertakes(t *testing.T) {
 	c := newClient(t, fetch.Config{Servers: []string{origin.URL}, Proxies: a.URL + "|" + b.URL, Timeout: 20 * time.Second, Metrics: set})
 	slowest := many(t, c, obj, 800)
 	s := c.Stats()
-	if slowest > 10*time.Second || s.Hedges < 10 || s.Hedges > 40 || s.Requests != 800+s.Hedges || len(s.Errors) != 0 || s.Failovers != 0 {
+	if slowest > 10*time.Second || s.Hedges < 6 || s.Hedges > 40 || s.Requests != 800+s.Hedges || len(s.Errors) != 0 || s.Failovers != 0 {
 		t.Errorf("the slowest request took %v, %+v", slowest, s)
 	}
 	var out bytes.Buffer

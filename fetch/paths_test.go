@@ -66,6 +66,43 @@ func TestW22CredentialsByServerFromAFile(t *testing.T) {
 	}
 }
 
+// W22: a redirect to a host that has credentials of its own in the file takes them along over https, or to a server of the configuration; not in the
+// clear to wherever who sits on the way points.
+func TestW15RedirectSendsNoCredentialsInTheClear(t *testing.T) {
+	obj := newObject(t, 5000)
+	elsewhere, mirror := newNode(t, obj.wire, right), newNode(t, obj.wire, right)
+	safe := httptest.NewUnstartedServer(nil)
+	told := make(chan string, 1)
+	safe.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		told <- r.Header.Get("Authorization")
+		right(w, r, obj.wire)
+	})
+	safe.StartTLS()
+	t.Cleanup(safe.Close)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: safe.Certificate().Raw}), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, to, want string
+		header         func() []string
+	}{
+		{"http", elsewhere.URL, "", func() []string { return elsewhere.header("Authorization") }},
+		{"http to a mirror of the configuration", mirror.URL, "Bearer t0ken", func() []string { return mirror.header("Authorization") }},
+		{"https", safe.URL, "Bearer t0ken", func() []string { return []string{<-told} }},
+	} {
+		n := newNode(t, nil, status(307, "Location", tt.to+"/there"))
+		host := tt.to[strings.Index(tt.to, "//")+2:]
+		c := newClient(t, fetch.Config{Servers: []string{n.URL, mirror.URL}, Auth: fetch.Credentials{host: "Bearer t0ken"}, CAFile: ca})
+		if _, err := c.Object(t.Context(), obj.digest, 5000); err != nil {
+			t.Fatal(err)
+		}
+		if h := tt.header(); len(h) != 1 || h[0] != tt.want {
+			t.Errorf("%s: told %q, want %q", tt.name, h, tt.want)
+		}
+	}
+}
+
 func FuzzParseCredentials(f *testing.F) {
 	f.Add([]byte("a.example.org bearer x\nb:80 basic u:p\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -99,7 +136,7 @@ func TestHTTPSWithAGivenCA(t *testing.T) {
 	}
 }
 
-func TestW03ShardingKeepsObjectsAtTheirProxies(t *testing.T) {
+func TestW04ShardingKeepsObjectsAtTheirProxies(t *testing.T) {
 	objects := make([]object, 60)
 	wire := map[string][]byte{}
 	for i := range objects {
@@ -171,6 +208,55 @@ func TestRetryAfterIsObeyed(t *testing.T) {
 	}
 }
 
+// What one reader was told holds for all: nobody asks that server before, and who has a mirror asks there.
+func TestRetryAfterHoldsForAllReaders(t *testing.T) {
+	t.Parallel()
+	obj, other := newObject(t, 5000), newObject(t, 600)
+	serve := func(w http.ResponseWriter, r *http.Request, _ []byte) {
+		if strings.HasSuffix(r.URL.Path, other.digest.ObjectPath()) {
+			right(w, r, other.wire)
+			return
+		}
+		right(w, r, obj.wire)
+	}
+	n, mirror := newNode(t, nil, status(429, "Retry-After", "2"), serve), newNode(t, nil, serve)
+	read := func(c *fetch.Client, limit time.Duration) error {
+		ctx, cancel := timeout(t, limit)
+		defer cancel()
+		_, err := c.Object(ctx, other.digest, 600)
+		return err
+	}
+	c := newClient(t, fetch.Config{Servers: []string{n.URL}})
+	begin := time.Now()
+	first := make(chan error)
+	go func() {
+		_, err := c.Object(t.Context(), obj.digest, 5000)
+		first <- err
+	}()
+	until(t, "the first answer", func() bool { return c.Stats().Errors["busy"] == 1 })
+	// Who can't wait so long learns why at once.
+	var e *fetch.Error
+	if err := read(c, 500*time.Millisecond); !errors.As(err, &e) || e.Status != 429 || !strings.Contains(err.Error(), "not to be asked") || n.count() != 1 {
+		t.Errorf("a short wait: %v, %d requests", err, n.count())
+	}
+	if err := read(c, 30*time.Second); err != nil || time.Since(begin) < 2*time.Second {
+		t.Errorf("a long wait: %v after %v", err, time.Since(begin))
+	}
+	if err := <-first; err != nil || n.count() != 3 || c.Stats().Errors["busy"] != 1 {
+		t.Errorf("%v, %d requests, %v", err, n.count(), c.Stats().Errors)
+	}
+	n.answer(status(503, "Retry-After", "60"))
+	c = newClient(t, fetch.Config{Servers: []string{n.URL, mirror.URL}})
+	for range 3 {
+		if err := read(c, 20*time.Second); err != nil {
+			t.Error(err)
+		}
+	}
+	if n.count() != 4 || mirror.count() != 3 {
+		t.Errorf("%d requests to the one that rests, %d to the mirror, want 4 and 3", n.count(), mirror.count())
+	}
+}
+
 func TestRetryAfterBeyondTheDeadlineGoesToTheMirror(t *testing.T) {
 	t.Parallel()
 	obj := newObject(t, 5000)
@@ -215,7 +301,7 @@ func TestD08RepeatedFailuresAreThrottledAndHeal(t *testing.T) {
 	}
 }
 
-func TestW04NameWithSeveralAddresses(t *testing.T) {
+func TestW12AServersNameWithSeveralAddresses(t *testing.T) {
 	obj := newObject(t, 5000)
 	n := newNode(t, obj.wire, right)
 	port := n.URL[strings.LastIndexByte(n.URL, ':')+1:]

@@ -44,5 +44,5 @@ func isRedirect(code int) bool {
 	return false
 }
 
-// sameHost reports whether a and b are one server: scheme, host and port.
-func sameHost(a, b *url.URL) bool { return a.Scheme == b.Scheme && strings.EqualFold(a.Host, b.Host) }
+// hostOf names u's server: scheme, host and port.
+func hostOf(u *url.URL) string { return u.Scheme + "://" + strings.ToLower(u.Host) }

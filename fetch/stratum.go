@@ -17,8 +17,22 @@ type server struct {
 	base *url.URL // without credentials
 	auth string   // value of the Authorization header, if any
 
-	number int       // in the configuration
-	whole  time.Time // when an answer last came whole; Client.mu guards it
+	number int // in the configuration
+
+	// Client.mu guards the rest.
+	whole  time.Time // when an answer last came whole
+	rest   time.Time // not to be asked before
+	status int       // of the answer that said so
+}
+
+// resting is nil if s may be asked, else the fault of its last answer, with what is left of the wait.
+func (s *server) resting(now time.Time) *fault {
+	left := s.rest.Sub(now)
+	if left <= 0 {
+		return nil
+	}
+	err := fmt.Errorf("%w, not to be asked for another %v", &statusError{s.status}, left.Round(time.Millisecond))
+	return &fault{side: sideHost, kind: kindBusy, again: true, status: s.status, err: err, after: left}
 }
 
 func (s *server) String() string { return shown(s.base) }

@@ -210,18 +210,19 @@ func (c *Client) request(ctx context.Context, r *route, w *want) *http.Request {
 
 // auth returns the value of the Authorization header for u. What r's server is told, nobody else is.
 func (c *Client) auth(u *url.URL, r *route) string {
-	if r.server.auth != "" && sameHost(u, r.server.base) {
+	if r.server.auth != "" && hostOf(u) == hostOf(r.server.base) {
 		return r.server.auth
 	}
 	return c.cfg.Auth.of(u)
 }
 
-// follow returns req for another URL, with the credentials of that one.
+// follow returns req for another URL, with the credentials of that one, if it is https or a server of the configuration: who sits on the way to
+// some http server must not have them sent in the clear.
 func (c *Client) follow(req *http.Request, to *url.URL, r *route) *http.Request {
 	next := req.Clone(req.Context())
 	next.URL = to
 	next.Header.Del("Authorization")
-	if auth := c.auth(to, r); auth != "" {
+	if auth := c.auth(to, r); auth != "" && (to.Scheme == "https" || c.known[hostOf(to)]) {
 		next.Header.Set("Authorization", auth)
 	}
 	return next

@@ -41,6 +41,7 @@ type Options struct {
 	Shard         bool          `json:"shard,omitempty"`          // spread objects over the members of a group of proxies
 	Auth          string        `json:"auth,omitempty"`           // absolute path of a file that fetch.ReadCredentials reads
 	CA            string        `json:"ca,omitempty"`             // absolute path of a file of certificates to trust besides the system's
+	Agent         string        `json:"agent,omitempty"`          // said to servers and proxies beside this program's name
 	Lower         string        `json:"cache_lower,omitempty"`    // absolute path of a lower cache, see cachedb.Lower
 	Hang          bool          `json:"hang,omitempty"`           // a read waits for ever, instead of for Deadline
 	Deadline      time.Duration `json:"deadline,omitempty"`       // for one read, in ns: 30 s
@@ -61,6 +62,9 @@ const (
 	defaultDeadline = 30 * time.Second
 	defaultTTL      = 240 * time.Second
 )
+
+// maxAgent is how long Options.Agent may be, in bytes.
+const maxAgent = 200
 
 // forever is longer than any mount lives.
 const forever = 100 * 365 * 24 * time.Hour
@@ -90,6 +94,9 @@ func (o Options) check() error {
 	}
 	if _, err := fetch.ParseProxyLists(o.Proxy, o.Fallback); err != nil {
 		return problem(Usage, "proxy: %w", err)
+	}
+	if strings.ContainsFunc(o.Agent, func(r rune) bool { return r < ' ' || r > '~' || strings.ContainsRune(`()\`, r) }) || len(o.Agent) > maxAgent {
+		return problem(Usage, "user_agent: %.40q has characters that no header's comment has, or more than %d", o.Agent, maxAgent)
 	}
 	if o.Deadline < 0 || o.Timeout < 0 || o.Direct < 0 || o.MaxTTL < 0 {
 		return problem(Usage, "deadline, timeout or TTL is negative")

@@ -122,7 +122,7 @@ func (o Options) merged(other Options) (Options, error) {
 }
 
 // liveOptions are those, by their names in JSON, that a remount can change.
-var liveOptions = map[string]bool{"proxy": true, "fallback_proxy": true, "probe": true, "shard": true, "auth": true, "ca": true, "cache_lower": true, "servers": true, "timeout": true, "direct": true, "max_ttl": true}
+var liveOptions = map[string]bool{"proxy": true, "fallback_proxy": true, "probe": true, "shard": true, "auth": true, "ca": true, "agent": true, "cache_lower": true, "servers": true, "timeout": true, "direct": true, "max_ttl": true}
 
 // take returns o with what can be changed as next has it, and names the options that differ and can't.
 func (o Options) take(next Options) (_ Options, fixed []string) {

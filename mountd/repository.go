@@ -52,7 +52,7 @@ func newOrigins() *origins { return &origins{m: map[string]*origin{}, set: metri
 // take returns the origin of src under o. The caller gives it back with release.
 func (all *origins) take(src Source, o Options, db *cachedb.DB, version string, log *slog.Logger) (*origin, error) {
 	servers := o.servers(src)
-	key := fmt.Sprintf("%q %q %q %v %v %v %v %q %q %q", servers, o.Proxy, o.Fallback, o.Probe, o.Timeout, o.Direct, o.Shard, o.Auth, o.CA, o.Lower)
+	key := fmt.Sprintf("%q %q %q %v %v %v %v %q %q %q %q", servers, o.Proxy, o.Fallback, o.Probe, o.Timeout, o.Direct, o.Shard, o.Auth, o.CA, o.Lower, o.Agent)
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	if g := all.m[key]; g != nil {
@@ -68,8 +68,12 @@ func (all *origins) take(src Source, o Options, db *cachedb.DB, version string, 
 			return nil, &Error{Usage, err}
 		}
 	}
+	agent := "skimfs/" + version
+	if o.Agent != "" {
+		agent += " (" + o.Agent + ")"
+	}
 	client, err := fetch.New(fetch.Config{
-		Servers: servers, Proxies: o.Proxy, Fallback: o.Fallback, Probe: o.Probe, Timeout: o.Timeout, TimeoutDirect: o.Direct, UserAgent: "skimfs/" + version, Log: log,
+		Servers: servers, Proxies: o.Proxy, Fallback: o.Fallback, Probe: o.Probe, Timeout: o.Timeout, TimeoutDirect: o.Direct, UserAgent: agent, Log: log,
 		Shard: o.Shard, Auth: auth, CAFile: o.CA, Metrics: all.set,
 	})
 	if err != nil {

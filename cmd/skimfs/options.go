@@ -113,6 +113,10 @@ var options = []option{
 		o.CA, err = filepath.Abs(v)
 		return err
 	}},
+	{"user_agent", "TEXT", "none", "said to servers and proxies beside this program's name, for their logs: a job's number, say", false, func(o *mountOptions, v string) error {
+		o.Agent = v
+		return nil
+	}},
 	{"hang", "yes|no", "no", "a read waits for ever, killable, instead of failing at the deadline", false, func(o *mountOptions, v string) (err error) {
 		o.Hang, err = parseYes(v)
 		return err

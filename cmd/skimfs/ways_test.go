@@ -90,6 +90,29 @@ func TestWaysThroughRealSquidsW07(t *testing.T) {
 			}
 		}
 	})
+	t.Run("W18 the origin's log tells whose job it was", func(t *testing.T) {
+		t.Parallel()
+		n := newNode(t, w)
+		var agents sync.Map
+		origin := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			agents.Store(r.UserAgent(), true)
+			s.ServeHTTP(rw, r)
+		}))
+		t.Cleanup(origin.Close)
+		target := n.mount(origin.URL+"#"+testImage, "-o", "user_agent=job 4711,proxy="+squid.URL)
+		n.read(filepath.Join(target, "etc/motd"))
+		agents.Range(func(agent, _ any) bool {
+			if s := agent.(string); !strings.HasPrefix(s, "skimfs/") || !strings.HasSuffix(s, " (job 4711)") {
+				t.Errorf("it was told %q", s)
+			}
+			return true
+		})
+		for _, bad := range []string{"a(b", "a\nX-Evil: 1", strings.Repeat("a", 201)} {
+			if r := n.run("mount", origin.URL, n.target("bad"), "-o", "user_agent="+bad); r.status != exitMountUsage || !strings.Contains(r.stderr, "user_agent") {
+				t.Errorf("%.20q: status %d, %q", bad, r.status, r.stderr)
+			}
+		}
+	})
 	t.Run("W07 one of a group dies", func(t *testing.T) {
 		t.Parallel()
 		n := newNode(t, w)

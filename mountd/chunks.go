@@ -59,6 +59,7 @@ type chunks struct {
 	ahead    *semaphore.Weighted
 	done     context.Context // ends with the mount
 	fetching sync.WaitGroup  // read-ahead under way
+	failed   failures
 
 	lastError             atomic.Int64 // seconds since 1970
 	hits, misses, errors  atomic.Int64
@@ -77,7 +78,7 @@ func (s *chunks) origin() *origin { return *s.via.Load() }
 // catalog loads a catalog. It is an index.CatalogLoader.
 func (s *chunks) catalog(ctx context.Context, ref index.CatalogRef) (*index.Catalog, error) {
 	var c *index.Catalog
-	err := s.insist(ctx, func(ctx context.Context) (err error) {
+	err := s.insist(ctx, ref.Digest, func(ctx context.Context) (err error) {
 		c, err = s.origin().catalog(ctx, ref)
 		return err
 	})
@@ -100,7 +101,7 @@ func (s *chunks) ReadChunk(ctx context.Context, c index.Chunk, p []byte, off int
 		return fmt.Errorf("reading %d bytes at %d of a chunk of %d: %w", len(p), off, c.Size, index.ErrFormat)
 	}
 	var plain []byte
-	err := s.insist(ctx, func(ctx context.Context) (err error) {
+	err := s.insist(ctx, c.Digest, func(ctx context.Context) (err error) {
 		plain, err = s.whole(ctx, c)
 		return err
 	})
@@ -113,8 +114,12 @@ func (s *chunks) ReadChunk(ctx context.Context, c index.Chunk, p []byte, off int
 	return nil
 }
 
-// insist calls f with a deadline and, if the mount hangs rather than fails, again until the network gives what it is asked for or ctx ends.
-func (s *chunks) insist(ctx context.Context, f func(context.Context) error) error {
+// insist calls f, which gets d, with a deadline and, if the mount hangs rather than fails, again until the network gives what it is asked for or ctx ends.
+func (s *chunks) insist(ctx context.Context, d index.Digest, f func(context.Context) error) error {
+	begun := time.Now()
+	if err := s.failed.recent(d, begun); err != nil && !s.hang {
+		return err
+	}
 	for wait := hangFirst; ; wait = min(2*wait, hangMost) {
 		err := func() error {
 			ctx, cancel := context.WithTimeoutCause(ctx, s.deadline, errDeadline)
@@ -126,6 +131,9 @@ func (s *chunks) insist(ctx context.Context, f func(context.Context) error) erro
 			return err
 		}()
 		var network *fetch.Error
+		if err != nil && !s.hang && !errors.Is(ctx.Err(), context.Canceled) {
+			s.failed.note(d, err, time.Since(begun), time.Now())
+		}
 		if err == nil || !s.hang || !errors.As(err, &network) && !errors.Is(err, errDeadline) && !errors.Is(err, context.DeadlineExceeded) {
 			return err
 		}

@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// TestHangWaitsBeyondTheDeadlineAndStaysKillable: with hang=yes a reader outlives several deadlines, can be killed meanwhile, and gets its
+// TestHangW09WaitsBeyondTheDeadlineAndStaysKillable: with hang=yes a reader outlives several deadlines, can be killed meanwhile, and gets its
 // bytes when the network heals.
-func TestHangWaitsBeyondTheDeadlineAndStaysKillable(t *testing.T) {
+func TestHangW09WaitsBeyondTheDeadlineAndStaysKillable(t *testing.T) {
 	t.Parallel()
 	w := published(t)
 	s, n := serveWorld(t, w), newNode(t, w)

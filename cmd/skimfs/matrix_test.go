@@ -19,7 +19,8 @@ const (
 	matrixLimits   = "deadline=1.5s,timeout=500ms,timeout_direct=500ms"
 	detourDeadline = 20 * time.Second // room for a retry on the faulty way, after a pause of up to 2 s
 	detourLimits   = "deadline=20s,timeout=1s,timeout_direct=1s"
-	cellsAtOnce    = 12 // they wait most of the time
+	cachedLimits   = "deadline=1.5s,timeout=10s,timeout_direct=10s" // whoever waits for the network here misses the bound
+	cellsAtOnce    = 12                                             // they wait most of the time
 )
 
 // Bounds, at least five times what a quiet machine shows. A mount makes two requests that have a deadline together, and tries each again.
@@ -83,19 +84,21 @@ type cell struct {
 	source    string
 	target    string
 	way, ways string // options: the only way, and another beside it
+	cached    string // options: the only way, to mount what is cached
 }
 
 func (m *matrix) cell(t *testing.T, fault testkit.Fault, place string) *cell {
 	origin := m.origin.Listener.Addr().String()
 	c := &cell{node: newNode(t, m.w), m: m, fault: fault, place: place, bad: testkit.NewFaulty(t, origin)}
 	c.target = c.node.target("m")
-	c.way, c.ways = matrixLimits, detourLimits
+	c.way, c.ways, c.cached = matrixLimits, detourLimits, cachedLimits
 	if c.heals() {
 		c.way = detourLimits
 	}
 	if place == "proxy" {
 		c.source = m.origin.image()
 		c.way += ",proxy=" + c.bad.URL
+		c.cached += ",proxy=" + c.bad.URL
 		c.ways += ",proxy=" + c.bad.URL + ";" + testkit.NewFaulty(t, origin).URL
 	} else {
 		c.source = c.bad.URL + "#" + testImage
@@ -123,7 +126,7 @@ func (c *cell) try() {
 	c.uncachedRead()
 	c.unmount()
 	c.timed(cachedMount, cachedBound, func() {
-		if err := c.mountNow(c.way); err != nil {
+		if err := c.mountNow(c.cached); err != nil {
 			c.t.Errorf("%s: %v", cachedMount, err)
 		}
 	})

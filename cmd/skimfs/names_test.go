@@ -118,3 +118,51 @@ func names(t *testing.T, w *world, place string) {
 		t.Error("the other name server was not asked, or nothing went where it says")
 	}
 }
+
+// W02, W07, W12, test 052 of CernVM-FS: real squids that one name leads to are a group. One of them dies, and is left; the name leads elsewhere, and they
+// follow it.
+func squidsByOneName(t *testing.T, w *world) {
+	s, one := serveWorld(t, w), testkit.StartSquid(t)
+	_, port, err := net.SplitHostPort(one.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, three := testkit.StartSquidAt(t, "127.0.0.2:"+port), testkit.StartSquidAt(t, "127.0.0.3:"+port)
+	const name = "squid.site.test"
+	n := nodeIn{newNode(t, w), testkit.StartNameServer(t)}
+	n.ns.Set(name, "127.0.0.1", "127.0.0.2")
+	target, way := n.target("m"), "deadline=20s,proxy=http://"+name+":"+port
+	if r := n.mountIn(s.image(), target, way); r.status != 0 {
+		t.Fatalf("status %d, %s\n%s", r.status, r.stderr, n.log())
+	}
+	inUse := func() string { return n.status().Origins[0].Proxy }
+	read := func(path, want string) {
+		t.Helper()
+		if r := n.inside(`exec cat "$1"`, filepath.Join(target, path)); r.status != 0 || r.stdout != want {
+			t.Errorf("%s: status %d, %d bytes, %q\n%s", path, r.status, len(r.stdout), r.stderr, n.log())
+		}
+	}
+	used, other := one, two
+	if inUse() == two.URL {
+		used, other = two, one
+	}
+	if inUse() != used.URL || len(used.Log()) == 0 || len(other.Log()) != 0 {
+		t.Fatalf("in use %s; %d requests through %s, %d through %s", inUse(), len(used.Log()), used.URL, len(other.Log()), other.URL)
+	}
+	used.Stop()
+	read("etc/motd", "skim\n")
+	if inUse() != other.URL || len(other.Log()) == 0 || strings.Count(n.log(), "proxy switched") != 1 || strings.Count(n.log(), "reason=connect") != 1 {
+		t.Errorf("in use %s, want %s\n%s", inUse(), other.URL, n.log())
+	}
+	// The dead one's address leaves the name for another one.
+	n.ns.Set(name, strings.TrimSuffix(other.Addr, ":"+port), "127.0.0.3")
+	n.await("the name's new address", func() bool {
+		n.ok("ls", s.URL, "-o", way)
+		return strings.Contains(n.log(), "addresses of a proxy changed")
+	})
+	other.Stop()
+	read("big", string(w.big))
+	if inUse() != three.URL || len(three.Log()) == 0 {
+		t.Errorf("in use %s, want %s\n%s", inUse(), three.URL, n.log())
+	}
+}

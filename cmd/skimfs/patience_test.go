@@ -87,8 +87,11 @@ func TestPatience(t *testing.T) {
 		"X01 W10 a dead server holds up nobody else":          func(t *testing.T) { aDeadServerHoldsUpNobodyElse(t, w) },
 		"X19 W21 096 a killed waiter leaves and fails nobody": func(t *testing.T) { aKilledWaiterLeavesAndFailsNobody(t, w) },
 		"M27 timer signals through a slow fetch":              func(t *testing.T) { timerSignalsThroughASlowFetch(t, w) },
+		"X01 W10 readers of one page end together":            func(t *testing.T) { readersOfOnePageEndTogether(t, w) },
+		"D08 029 repeated failures hold up nobody else":       func(t *testing.T) { repeatedFailuresHoldUpNobodyElse(t, w) },
 		"W12 016 017 052 079 names of a proxy":                func(t *testing.T) { names(t, w, "proxy") },
 		"W12 016 017 052 079 names of an origin":              func(t *testing.T) { names(t, w, "origin") },
+		"W02 W12 052 several squids by one name":              func(t *testing.T) { squidsByOneName(t, w) },
 	})
 }
 
@@ -236,9 +239,10 @@ func waitsInKernel(pid int) bool {
 	return err == nil && (strings.Contains(string(b), "fuse") || strings.Contains(string(b), "folio"))
 }
 
-// ticking reads a file, by read or by page faults, while a signal comes every 10 ms, and prints its digest and whether signals came.
+// ticking reads a file, by read, by read past the kernel's cache, or by page faults, while a signal comes every 10 ms, and prints its digest and whether signals
+// came. Python's own read would try again where C's says EINTR.
 const ticking = `
-import hashlib, mmap, os, signal, sys
+import ctypes, hashlib, mmap, os, signal, sys
 ticks = 0
 def tick(*_):
     global ticks
@@ -246,11 +250,14 @@ def tick(*_):
 signal.signal(signal.SIGALRM, tick)
 signal.siginterrupt(signal.SIGALRM, True)
 signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-f = os.open(sys.argv[2], os.O_RDONLY)
-if sys.argv[1] == 'read':
-    data = b''
-    while part := os.read(f, 1 << 16):
-        data += part
+how, path = sys.argv[1:]
+f = os.open(path, os.O_RDONLY | (os.O_DIRECT if how == 'direct' else 0))
+if how != 'mmap':
+    libc, data, part = ctypes.CDLL(None, use_errno=True), b'', ctypes.create_string_buffer(1 << 16)
+    while (n := libc.read(f, part, 1 << 16)) > 0:
+        data += part.raw[:n]
+    if n < 0:
+        sys.exit('read: ' + os.strerror(ctypes.get_errno()))
 else:
     data = mmap.mmap(f, os.fstat(f).st_size, mmap.MAP_SHARED, mmap.PROT_READ)
 digest = hashlib.sha256(data).hexdigest()
@@ -258,24 +265,81 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 print(digest, ticks > 0)
 `
 
-// M27: a program whose timer sends a signal every 10 ms gets right bytes through a fetch that takes 3 s, by read and by page fault.
+// M27: a program whose timer sends a signal every 10 ms gets right bytes through a fetch that takes 3 s, by read and by page fault. The kernel tells the daemon of
+// signals where it doesn't read ahead: past its cache.
 func timerSignalsThroughASlowFetch(t *testing.T, w *world) {
 	s, n := serveWorld(t, w), newNode(t, w)
 	bad := testkit.NewFaulty(t, s.Listener.Addr().String())
 	target := n.mount(bad.URL+"#"+testImage, "-o", "deadline=60s,timeout_direct=20s")
 	bad.Set(testkit.Silent)
 	readers := map[string]*running{}
-	for mode, path := range map[string]string{"read": "big", "mmap": "usr/share/middle"} {
+	for mode, path := range map[string]string{"read": "big", "mmap": "usr/share/middle", "direct": "usr/lib/a"} {
 		readers[mode] = n.start("python3", "-c", ticking, mode, filepath.Join(target, path))
 		object := "/" + w.objects(t, testImage+"/"+path)[0]
 		n.await(mode+" to ask", func() bool { return bad.Requests(object) > 0 })
 	}
 	time.Sleep(3 * time.Second) // what the fetch takes
 	bad.Set(testkit.Sound)
-	for mode, content := range map[string][]byte{"read": w.big, "mmap": w.big[:middleSize]} {
+	for mode, content := range map[string][]byte{"read": w.big, "mmap": w.big[:middleSize], "direct": []byte("lib a")} {
 		r := readers[mode]
 		if err := r.Wait(); err != nil || r.stdout.String() != fmt.Sprintf("%x True\n", sha256.Sum256(content)) {
 			t.Errorf("%s: %v, %q, %s\n%s", mode, err, &r.stdout, &r.stderr, n.log())
 		}
 	}
+}
+
+// D08, test 029 of CernVM-FS: what reads the same broken file again and again is slowed down, and nobody else, though there are more such readers than the daemon has
+// to read requests with.
+func repeatedFailuresHoldUpNobodyElse(t *testing.T, w *world) {
+	s, n := serveWorld(t, w), newNode(t, w)
+	target := n.mount(s.image(), "-o", "deadline=20s")
+	n.read(filepath.Join(target, "big"))
+	object := w.objects(t, testImage+"/etc/motd")[0]
+	s.change(t, object, remove)
+	const readers, reads = 24, 6
+	r := n.start("sh", "-c", `for i in $(seq 24); do for k in 1 2 3 4 5 6; do cat "$1"; done & done; wait`, "sh", filepath.Join(target, "etc/motd"))
+	n.await("the first failures", func() bool { return s.requests(object) >= 4 })
+	for range 3 {
+		inTime(t, 2*time.Second, func() {
+			if r := n.sh(`ls -lR "$1" && exec dd if="$1/big" iflag=direct bs=1M status=none`, target); r.status != 0 {
+				t.Errorf("status %d, %s", r.status, r.stderr)
+			}
+		})
+	}
+	_ = r.Wait() // the shell's own status says nothing of them
+	took := time.Since(r.begun)
+	if got := strings.Count(r.stderr.String(), "Input/output error"); got != readers*reads {
+		t.Errorf("%d of %d got an input/output error: %.300s", got, readers*reads, &r.stderr)
+	}
+	// One that ends at once, then pauses of 32 ms, 64 ms …; each with a second request past the caches.
+	most := 1
+	for pause, end := 32*time.Millisecond, time.Duration(0); end <= took; pause = min(2*pause, 2*time.Second) {
+		end += pause
+		most++
+	}
+	if got := s.requests(object); got > 2*most || took < 900*time.Millisecond {
+		t.Errorf("%d requests in %v, want at most %d", got, took, 2*most)
+	}
+	s.put(object, w.files[object])
+	n.await("the file", func() bool { return n.sh(`exec cat "$1"`, filepath.Join(target, "etc/motd")).stdout == "skim\n" })
+}
+
+// X01, W10: processes that read the same page ask the daemon one after the other, as the kernel has it. With a dead server they all end about when the first one does,
+// not a deadline after each other.
+func readersOfOnePageEndTogether(t *testing.T, w *world) {
+	s, n := serveWorld(t, w), newNode(t, w)
+	bad := testkit.NewFaulty(t, s.Listener.Addr().String())
+	const deadline = 3 * time.Second
+	target := n.mount(bad.URL+"#"+testImage, "-o", "deadline=3s,timeout_direct=20s")
+	bad.Set(testkit.Silent)
+	r := n.start("sh", "-c", `for i in $(seq 32); do cat "$1" & done; wait`, "sh", filepath.Join(target, "usr/lib/a"))
+	_ = r.Wait() // the shell's own status says nothing of them
+	if took := time.Since(r.begun); took < deadline || took > 4*deadline {
+		t.Errorf("they took %v, want about %v", took, deadline)
+	}
+	if got := strings.Count(r.stderr.String(), "Input/output error"); got != 32 {
+		t.Errorf("%d of 32 got an input/output error: %.300s", got, &r.stderr)
+	}
+	bad.Set(testkit.Sound)
+	n.await("the file", func() bool { return n.sh(`exec cat "$1"`, filepath.Join(target, "usr/lib/a")).stdout == "lib a" })
 }

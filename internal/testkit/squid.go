@@ -28,7 +28,13 @@ type Squid struct {
 // squid's own default; extra holds more lines for its configuration.
 func StartSquid(t testing.TB, extra ...string) *Squid {
 	t.Helper()
-	return StartSquidAs(t, func(dir, log, addr string) string {
+	return StartSquidAt(t, loopback(freePort(t)), extra...)
+}
+
+// StartSquidAt is StartSquid at an address and port.
+func StartSquidAt(t testing.TB, addr string, extra ...string) *Squid {
+	t.Helper()
+	return startSquid(t, addr, func(dir, log, addr string) string {
 		return fmt.Sprintf(squidConf, dir, log, addr, strings.Join(extra, "\n"))
 	})
 }
@@ -37,9 +43,13 @@ func StartSquid(t testing.TB, extra ...string) *Squid {
 // to listen at. What the log needs is SquidTestLines.
 func StartSquidAs(t testing.TB, conf func(dir, log, addr string) string) *Squid {
 	t.Helper()
+	return startSquid(t, loopback(freePort(t)), conf)
+}
+
+func startSquid(t testing.TB, addr string, conf func(dir, log, addr string) string) *Squid {
+	t.Helper()
 	program := Program(t, "squid")
-	port := freePort(t)
-	dir, addr := serverDir(t, "squid"), loopback(port)
+	dir := serverDir(t, "squid")
 	log, path := filepath.Join(dir, "access.log"), filepath.Join(dir, "squid.conf")
 	writeFile(t, path, "%s", conf(dir, log, addr))
 	s := &Squid{
@@ -47,7 +57,7 @@ func StartSquidAs(t testing.TB, conf func(dir, log, addr string) string) *Squid 
 		process: &process{
 			t: t, name: "squid", path: program, addr: addr, dir: dir,
 			// Its own service name: instances meet by name in shared memory.
-			args: []string{"-N", "-n", "skimfs" + strconv.Itoa(port), "-f", path},
+			args: []string{"-N", "-n", "skimfs" + strings.NewReplacer(".", "x", ":", "x").Replace(addr), "-f", path},
 		},
 	}
 	if os.Getuid() == 0 {

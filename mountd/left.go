@@ -140,8 +140,14 @@ func (d *Daemon) setLeaving(m *mount) {
 		d.leave(m.record.Target, m.record.Source, *dev)
 	}
 	d.mu.Lock()
-	d.leaving[m] = true
+	if !m.over {
+		d.leaving[m] = true
+	}
+	over := m.over
 	d.mu.Unlock()
+	if over { // nobody was inside, and watch was quicker
+		d.leftBy(m)
+	}
 	d.drop(m)
 }
 

@@ -69,6 +69,8 @@ type mount struct {
 
 	handed bool // mounted by somebody else, who alone can do it again: it is in no record
 
+	over bool // its end has been dealt with; guarded by Daemon.mu
+
 	following sync.WaitGroup
 	gone      chan struct{} // closed when it is unmounted
 }
@@ -419,6 +421,7 @@ func (d *Daemon) watch(m *mount, core *fusefs.Core) {
 	m.chunks.fetching.Wait()
 	d.mu.Lock()
 	delete(d.leaving, m)
+	m.over = true
 	d.mu.Unlock()
 	d.leftBy(m)
 	d.origins.release(m.chunks.origin())

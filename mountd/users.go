@@ -45,23 +45,30 @@ func MountUsers(h Home, target string) ([]MountUser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing processes: %w", err)
 	}
+	wanted := map[string]leftMount{}
+	for _, l := range left {
+		wanted[l.Dev] = l
+	}
+	at := leftMount{Target: target, Dev: e.dev}
+	if mounted {
+		wanted[e.dev] = at
+	}
 	seen, asked := make(chan MountUser, 2*len(dirs)), 0
 	for _, dir := range dirs {
 		pid, err := strconv.Atoi(dir.Name())
 		if err != nil {
 			continue
 		}
-		for _, uses := range []func(proc, dev, target string) []string{linkUses, mapUses} {
+		for _, uses := range []func(proc string, at leftMount, wanted map[string]leftMount) map[string][]string{linkUses, mapUses} {
 			asked++
 			go func() {
 				proc, u := filepath.Join("/proc", dir.Name()), MountUser{PID: pid}
-				if mounted {
-					u.Uses = uses(proc, e.dev, target)
-				}
-				for _, l := range left {
-					if len(u.Uses) == 0 && !taken(proc, l) {
-						u.Uses = uses(proc, l.Dev, "")
-						u.Left = len(u.Uses) > 0
+				for dev, what := range uses(proc, at, wanted) {
+					switch {
+					case mounted && dev == e.dev:
+						u.Uses, u.Left = what, false
+					case len(u.Uses) == 0 && !taken(proc, wanted[dev]):
+						u.Uses, u.Left = what, true
 					}
 				}
 				seen <- u
@@ -101,45 +108,59 @@ func taken(proc string, l leftMount) bool {
 	})
 }
 
-// linkUses tells which directories and files of a process lie on the filesystem with a device number. Where that can't be known, the text of a
-// path below target ("": none) tells.
-func linkUses(proc, dev, target string) (uses []string) {
-	for _, what := range []string{"cwd", "root", "exe"} {
-		if linkLeads(filepath.Join(proc, what), dev, target) {
-			uses = append(uses, what)
+// linkUses tells which directories and files of a process lie on wanted devices, by device.
+func linkUses(proc string, at leftMount, wanted map[string]leftMount) map[string][]string {
+	uses := map[string][]string{}
+	add := func(what, link string) {
+		dev := deviceOf(link, at)
+		if _, ok := wanted[dev]; ok && !slices.Contains(uses[dev], what) {
+			uses[dev] = append(uses[dev], what)
 		}
 	}
-	list, err := os.ReadDir(filepath.Join(proc, "fd"))
-	if err == nil && slices.ContainsFunc(list, func(e os.DirEntry) bool { return linkLeads(filepath.Join(proc, "fd", e.Name()), dev, target) }) {
-		uses = append(uses, "fd")
+	for _, what := range []string{"cwd", "root", "exe"} {
+		add(what, filepath.Join(proc, what))
+	}
+	list, _ := os.ReadDir(filepath.Join(proc, "fd")) // another user's, or gone
+	for _, e := range list {
+		add("fd", filepath.Join(proc, "fd", e.Name()))
 	}
 	return uses
 }
 
-// mapUses tells whether a process maps a file of the filesystem with a device number.
-func mapUses(proc, dev, _ string) []string {
+// mapUses tells which wanted devices have files that a process maps.
+func mapUses(proc string, _ leftMount, wanted map[string]leftMount) map[string][]string {
+	uses := map[string][]string{}
 	// Lines are "start-end perms offset major:minor inode path", the device in two digits of hex at least.
 	text, err := os.ReadFile(filepath.Join(proc, "maps"))
-	major, minor, _ := strings.Cut(dev, ":")
-	a, _ := strconv.Atoi(major)
-	b, _ := strconv.Atoi(minor)
-	if err == nil && bytes.Contains(text, fmt.Appendf(nil, " %02x:%02x ", a, b)) {
-		return []string{"map"}
+	if err != nil {
+		return nil
 	}
-	return nil
+	for dev := range wanted {
+		major, minor, _ := strings.Cut(dev, ":")
+		a, _ := strconv.Atoi(major)
+		b, _ := strconv.Atoi(minor)
+		if dev != "" && bytes.Contains(text, fmt.Appendf(nil, " %02x:%02x ", a, b)) {
+			uses[dev] = []string{"map"}
+		}
+	}
+	return uses
 }
 
-// linkLeads reports whether a link in /proc leads to a filesystem.
-func linkLeads(link, dev, target string) bool {
+// deviceOf returns the device that a link in /proc leads to, "" if that can't be known. Where the kernel doesn't tell, the text of a path below what is
+// mounted tells.
+func deviceOf(link string, at leftMount) string {
 	path, err := os.Readlink(link) // the kernel's text: nothing is looked up
 	if err != nil || !strings.HasPrefix(path, "/") {
-		return false
+		return ""
 	}
 	var st unix.Statx_t
 	// Asked for nothing and with what it knows, the kernel tells the device alone; who may enter the mount doesn't matter.
 	err = unix.Statx(unix.AT_FDCWD, link, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, 0, &st)
-	if err == nil {
-		return fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor) == dev
+	switch {
+	case err == nil:
+		return fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor)
+	case !errors.Is(err, unix.ENOENT) && covers(at.Target, path):
+		return at.Dev
 	}
-	return target != "" && !errors.Is(err, unix.ENOENT) && covers(target, path)
+	return ""
 }

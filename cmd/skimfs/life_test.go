@@ -135,6 +135,14 @@ func TestM11WhatAnotherProgramUnmountsIsNoticed(t *testing.T) {
 	if r := n.sh(`cat "/proc/$1/cwd/motd"`, strconv.Itoa(inside.Process.Pid)); r.stdout != "skim\n" {
 		t.Errorf("who was inside reads %q, %s", r.stdout, r.stderr)
 	}
+	for _, cmd := range []*exec.Cmd{inside, elsewhere} {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+	n.await("nothing to be remembered of what nobody uses", func() bool {
+		left, _ := filepath.Glob(filepath.Join(n.home, "run", "*.left"))
+		return len(left) == 0
+	})
 }
 
 // Leftovers of a reboot: mounts of users' sessions and of batch jobs are not made again, and no lease of then counts.

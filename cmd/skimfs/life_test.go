@@ -101,7 +101,8 @@ func TestM11WhatAnotherProgramUnmountsIsNoticed(t *testing.T) {
 	target := n.mount(s.image())
 	inside := exec.Command("sleep", "60")
 	inside.Dir = filepath.Join(target, "etc")
-	elsewhere := exec.Command("unshare", "-m", "--propagation", "private", "sleep", "60") // with a copy of all mounts
+	// With a copy of all mounts, and this one at another place, as in a container.
+	elsewhere := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-ec", `mount --bind "$1" /srv; cd /srv/etc; exec sleep 60`, "sh", target)
 	for _, cmd := range []*exec.Cmd{inside, elsewhere} {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -109,10 +110,18 @@ func TestM11WhatAnotherProgramUnmountsIsNoticed(t *testing.T) {
 		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 	}
 	n.await("the other namespace", func() bool {
-		here, _ := os.Readlink("/proc/self/ns/mnt")
-		there, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", elsewhere.Process.Pid))
-		return err == nil && there != here
+		dir, _ := os.Readlink(fmt.Sprintf("/proc/%d/cwd", elsewhere.Process.Pid))
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", elsewhere.Process.Pid))
+		return dir == "/srv/etc" && string(name) == "sleep\n"
 	})
+	uses := func(cmd *exec.Cmd, how string) {
+		t.Helper()
+		if got, want := n.ok("fuser", target), fmt.Sprintf("%7d sleep            %s\n", cmd.Process.Pid, how); !strings.Contains(got, want) {
+			t.Errorf("fuser lists %q, want %q", got, want)
+		}
+	}
+	uses(inside, "cwd")
+	uses(elsewhere, "cwd")
 	if got := n.ok("status", target); !strings.Contains(got, " on "+target+": image, revision 3") || !strings.Contains(got, "follows  nothing") {
 		t.Errorf("status of one mount: %q", got)
 	}
@@ -122,9 +131,8 @@ func TestM11WhatAnotherProgramUnmountsIsNoticed(t *testing.T) {
 	if r := n.run("mount", s.image(), target); r.status != 0 || strings.Contains(r.stderr, "already") || !mounted(t, target) {
 		t.Errorf("mounted anew: status %d, %q, mounted %v", r.status, r.stderr, mounted(t, target))
 	}
-	if got := n.ok("fuser", target); !strings.Contains(got, strconv.Itoa(inside.Process.Pid)+" sleep            cwd (of a mount that was detached)\n") {
-		t.Errorf("who still sits in the mount that was detached: %q, want pid %d", got, inside.Process.Pid)
-	}
+	uses(inside, "cwd (of a mount that was detached)")
+	uses(elsewhere, "cwd (of a mount that was detached)")
 	if r := n.sh(`umount -l "$1"`, target); r.status != 0 {
 		t.Fatal(r.stderr)
 	}

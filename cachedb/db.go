@@ -221,6 +221,8 @@ func (db *DB) openRAM(c Config) (err error) {
 	if db.ram, err = newRAM(); err != nil {
 		return err
 	}
+	db.table.grew = func(n int64) { db.quota.index.Add(n) }
+	db.table.reserve(0)
 	db.useLimit(c.Limit)
 	return db.openState(map[string][]byte{})
 }

@@ -27,23 +27,23 @@ const (
 
 const (
 	maxMemTable    = 16 << 20 // that any version used
-	commonMemTable = 4 << 20
+	commonMemTable = 2 << 20
 )
 
-// memTableSize is 4 MiB, or less where the cache or its partition is small.
+// memTableSize is 2 MiB, or less where the cache or its partition is small.
 func memTableSize(limit, total int64) int64 {
 	return min(commonMemTable, max(1<<20, min(limit, total)/64))
 }
 
 func badgerOptions(dir string, memTable int64, log badgerLog) badger.Options {
-	return badger.DefaultOptions(dir).
+	o := badger.DefaultOptions(dir).
 		WithLogger(log).
 		WithMemTableSize(memTable).
 		WithNumMemtables(2).
 		WithNumLevelZeroTables(2).
 		WithNumLevelZeroTablesStall(6).
 		WithNumCompactors(2).
-		WithBaseTableSize(2 << 20).
+		WithBaseTableSize(512 << 10).
 		WithBaseLevelSize(8 << 20).
 		WithBlockCacheSize(0). // blocks are read where they are mapped, once
 		WithValueThreshold(stateMax + 1).
@@ -52,6 +52,8 @@ func badgerOptions(dir string, memTable int64, log badgerLog) badger.Options {
 		WithChecksumVerificationMode(options.OnBlockRead).
 		WithDetectConflicts(false).
 		WithMetricsEnabled(false)
+	o.TableSizeMultiplier = 1 // a compaction keeps twice the size of some ten tables in memory
+	return o
 }
 
 // openBadger opens the index. Damage that badger answers with a panic is an error like any other.
@@ -95,7 +97,9 @@ func (db *DB) load() (loaded, error) {
 	version := uint32(0)
 	err := guard(func() error {
 		return db.badger.View(func(txn *badger.Txn) error {
-			keys := 0 // more than there are objects, if some have several versions; less by what the memtables hold
+			// About how many objects there are: some have several versions. All memtables are full but the last, which is new.
+			logs, _ := filepath.Glob(filepath.Join(db.dir, "index", "*.mem"))
+			keys := max(0, len(logs)-1) * int(db.memTable/entryCost)
 			for _, t := range db.badger.Tables() {
 				keys += int(t.KeyCount)
 			}
@@ -385,10 +389,9 @@ func (db *DB) writeBatch(keys []key, dropped []uint32, sizes map[*pack]int64) er
 	return wb.Flush()
 }
 
-// measureIndex takes the disk usage of everything that is not an object.
+// measureIndex takes the disk usage of everything that is not an object. In memory that is the table, which counts itself.
 func (db *DB) measureIndex() {
 	if db.ram != nil {
-		db.quota.index.Store(db.table.memory())
 		return
 	}
 	n := diskUsage(filepath.Join(db.dir, "index"), filepath.Join(db.dir, "index.damaged"), filepath.Join(db.dir, asideDir)) + 16<<10

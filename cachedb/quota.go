@@ -242,6 +242,10 @@ func (c *cutoff) cold(l loc) bool {
 	return age >= c.chunk[tier]
 }
 
+// hot objects were used much later than most of what is packed. What came at the same time lies in the same packs, and so does what was copied
+// at the same time, so that they may be most of one.
+func (c *cutoff) hot(l loc) bool { return uint64(c.ageOf(l)) < c.packed/4 }
+
 func (c *cutoff) tier(l loc) int {
 	switch {
 	case l.pinned:
@@ -429,7 +433,7 @@ func (ps *packs) idle(p *pack) bool {
 }
 
 // evictPacks removes packs whole. Objects that are not cold are copied forward first, the warmest first and up to half a
-// pack; pinned ones always, and a pack stays that holds some which there is no room to copy.
+// pack, hot ones up to three quarters; pinned ones always, and a pack stays that holds some which there is no room to copy.
 func (db *DB) evictPacks(leaving []*pack, cut *cutoff, why reason) {
 	if len(leaving) == 0 {
 		return
@@ -448,11 +452,11 @@ func (db *DB) evictPacks(leaving []*pack, cut *cutoff, why reason) {
 		slices.SortFunc(list, func(a, b victim) int {
 			return cmp.Or(cmp.Compare(cut.tier(b.loc), cut.tier(a.loc)), cmp.Compare(cut.ageOf(a.loc), cut.ageOf(b.loc)))
 		})
-		budget := p.size.Load() / 2
+		budget, more := p.size.Load()/2, p.size.Load()/4
 		stays := false
 		for _, v := range list {
 			n, hold := v.loc.diskBytes(), v.loc.pinned && cut.spares(tierPinned)
-			if !cut.cold(v.loc) && (n <= budget || hold) && db.copyForward(v) {
+			if !cut.cold(v.loc) && (n <= budget || hold || n <= budget+more && cut.hot(v.loc)) && db.copyForward(v) {
 				budget -= n
 				continue
 			}

@@ -40,7 +40,8 @@ const shards = 256
 type table struct {
 	clock atomic.Uint32 // counts insertions; ages are differences of it, so it may wrap
 	count atomic.Int64
-	unpin func(l loc) // called, under the shard's lock, when a pinned object leaves
+	unpin func(l loc)   // called, under the shard's lock, when a pinned object leaves
+	grew  func(n int64) // called, under the shard's lock, when the slots take n bytes more, unless it is nil
 	shard [shards]shard
 }
 
@@ -131,7 +132,7 @@ func (t *table) add(k key, l loc) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.n+1 > len(s.slots)*85/100 {
-		s.grow()
+		t.resize(s, len(s.slots)+len(s.slots)/8)
 	}
 	i, ok := s.find(&k)
 	if ok {
@@ -149,8 +150,7 @@ func (t *table) reserve(n int) {
 	for i := range t.shard {
 		s := &t.shard[i]
 		s.mu.Lock()
-		freeSlots(s.slots)
-		s.slots = newSlots(n / shards * 104 / 85) // shards differ by a few in a hundred
+		t.resize(s, n/shards*104/85) // shards differ by a few in a hundred
 		s.mu.Unlock()
 	}
 }
@@ -161,18 +161,19 @@ func (t *table) fit() {
 		s := &t.shard[i]
 		s.mu.Lock()
 		if want := s.n*104/85 + 1; len(s.slots) > want+want/8+100 { // the last is not to copy for a page
-			s.resize(want)
+			t.resize(s, want)
 		}
 		s.mu.Unlock()
 	}
 }
 
-// grow makes room for an eighth more. The shard is locked.
-func (s *shard) grow() { s.resize(len(s.slots) + len(s.slots)/8) }
-
-func (s *shard) resize(n int) {
+// resize makes room for n objects in a shard, which is locked.
+func (t *table) resize(s *shard, n int) {
 	old := s.slots
 	s.slots = newSlots(n)
+	if t.grew != nil {
+		t.grew(int64(len(s.slots)-len(old)) * int64(unsafe.Sizeof(slot{})))
+	}
 	for i := range old {
 		if old[i].meta != 0 {
 			j, _ := s.find(&old[i].key)
@@ -198,17 +199,6 @@ func freeSlots(s []slot) {
 		// It fails only for what is no mapping.
 		_ = unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(s)), uintptr(len(s))*unsafe.Sizeof(slot{}))
 	}
-}
-
-// memory is what the slots take, in bytes.
-func (t *table) memory() (n int64) {
-	for i := range t.shard {
-		s := &t.shard[i]
-		s.mu.RLock()
-		n += int64(len(s.slots)) * int64(unsafe.Sizeof(slot{}))
-		s.mu.RUnlock()
-	}
-	return n
 }
 
 // reset forgets everything.

@@ -208,7 +208,7 @@ func (a *api) sendChange(s *sse, m jetstream.Msg, key string, from eventID) erro
 			out = append(out, v)
 		case o.Cancelled != nil:
 			v.Metadata.State, v.Metadata.EndTime, v.Metadata.Problem, v.Response = Cancelled, o.Cancelled, nil, nil
-			v.Metadata.Generation, v.Done, v.Error = o.Base, true, problem(CancelledReason, "cancelled")
+			v.Metadata.Generation, v.Done, v.Error = o.Final, true, problem(CancelledReason, "cancelled")
 			out = append(out, v)
 		default:
 			// As it began; the changes of its job follow.
@@ -244,9 +244,14 @@ func (a *api) sendChange(s *sse, m jetstream.Msg, key string, from eventID) erro
 
 // viewAt is an operation as it was when its job was j. The caller holds mu.
 func (q *queue) viewAt(id string, j *job) Operation {
-	now := q.jobs[j.ID]
-	q.jobs[j.ID] = j
+	now, o := q.jobs[j.ID], q.ops[id]
+	if q.jobs[j.ID] = j; o.Cancelled != nil && j.revision < o.revision {
+		before := *o
+		before.Cancelled, before.Last = nil, false
+		q.ops[id] = &before
+	}
 	defer func() {
+		q.ops[id] = o
 		if q.jobs[j.ID] = now; now == nil {
 			delete(q.jobs, j.ID)
 		}

@@ -163,9 +163,16 @@ func TestOperationsShareAJobAndTheLastCancelEndsIt(t *testing.T) {
 			}
 		}
 	}
-	if o := s.done(manifests[19].ID()); o.Metadata.State != publishd.Cancelled || o.Error.Reason != publishd.CancelledReason {
+	s.await("the last one to end", func() bool {
+		if m := s.get(manifests[0].ID()).Metadata; m.State != publishd.Cancelled {
+			t.Errorf("one that was cancelled before is %s", m.State)
+		}
+		return s.get(manifests[19].ID()).Done
+	})
+	if o := s.get(manifests[19].ID()); o.Metadata.State != publishd.Cancelled || o.Error.Reason != publishd.CancelledReason {
 		t.Errorf("the last one is %s: %+v", o.Metadata.State, o.Error)
 	}
+	checkHistory(t, s.history(len(manifests)), len(manifests))
 	if out := s.ok("repo", "ls", s.repo, "--keys", s.keys); strings.Contains(out, "shared") {
 		t.Errorf("a cancelled image was published:\n%s", out)
 	}

@@ -34,7 +34,6 @@ func TestKilledDaemonLosesNothing(t *testing.T) {
 			t.Logf("SKIMFS_SEED=%d", seed)
 			random := rand.New(rand.NewPCG(seed, 0))
 			s := newService(t, "--jobs", "3", "--backoff", "50ms")
-			first := s.revision()
 			ids := map[string]string{}
 			submit := func(n int) {
 				for i := range n {
@@ -65,7 +64,7 @@ func TestKilledDaemonLosesNothing(t *testing.T) {
 					t.Errorf("%s is %s: %+v", name, o.Metadata.State, o.Error)
 				}
 			}
-			checkOnce(t, s, ids, first)
+			checkOnce(t, s, ids)
 		})
 	}
 }
@@ -81,8 +80,8 @@ func (s *service) revision() int {
 	return info.Revision
 }
 
-// checkOnce checks that each operation has one end in the record of events, and each image the one revision in which it appeared.
-func checkOnce(t *testing.T, s *service, ids map[string]string, first int) {
+// checkOnce checks that each operation has one end in the record of events, and each image was published once.
+func checkOnce(t *testing.T, s *service, ids map[string]string) {
 	t.Helper()
 	all, err := s.List(t.Context(), url.Values{})
 	if err != nil {
@@ -122,8 +121,25 @@ func checkOnce(t *testing.T, s *service, ids map[string]string, first int) {
 			t.Errorf("%s ended %d times in the events, want once", name, n)
 		}
 	}
-	if got := s.revision() - first; got != len(ids) {
-		t.Errorf("%d revisions for %d images: something was lost or published twice", got, len(ids))
+	// A publish that is killed between its two last steps leaves a revision that was never the current one: the next undoes what it changed.
+	var history []struct {
+		Revision uint64
+		Changes  []struct{ Name, What string }
+	}
+	decode(t, s.ok("repo", "history", s.repo, "--keys", s.keys, "--json"), &history)
+	times := map[string]int{}
+	for _, r := range history {
+		for _, c := range r.Changes {
+			times[c.Name] += map[string]int{"added": 1, "removed": -1, "moved": 1}[c.What]
+		}
+	}
+	for name := range ids {
+		if times[name] != 1 {
+			t.Errorf("%s was published %d times: %+v", name, times[name], history)
+		}
+	}
+	if len(times) != len(ids) {
+		t.Errorf("%d names in the repository, want %d", len(times), len(ids))
 	}
 	s.ok("repo", "verify", s.repo, "--keys", s.keys)
 }

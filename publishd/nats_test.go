@@ -62,7 +62,6 @@ func TestDaemonsThatShareAQueueLoseNothingWhenOneIsKilled(t *testing.T) {
 	g, release := held(t)
 	a := newService(t, "--nats", n.ClientURL(), "--jobs", "2", "--backoff", "50ms")
 	b := a.second("--nats", n.ClientURL(), "--jobs", "2", "--backoff", "50ms")
-	first := a.revision()
 	ids := map[string]string{}
 	submit := func(s *service, name, source string) {
 		ids[name] = s.submit(publishd.Request{Source: source, As: name, RequestID: name}).ID()
@@ -96,7 +95,7 @@ func TestDaemonsThatShareAQueueLoseNothingWhenOneIsKilled(t *testing.T) {
 	if o := a.done(ids["local/of-a:1"]); o.Metadata.State != publishd.Succeeded {
 		t.Errorf("a directory of the daemon that came back: %+v", o.Error)
 	}
-	checkOnce(t, b, ids, first)
+	checkOnce(t, b, ids)
 }
 
 // Through one daemon one sees, awaits and cancels what another does; a recipe that both look after is expanded once.
@@ -149,7 +148,6 @@ func TestAQueueThatGoesAwayAndComesBack(t *testing.T) {
 	n := startNATS(t, dir, -1)
 	g, release := held(t)
 	s := newService(t, "--nats", n.ClientURL(), "--jobs", "1")
-	first := s.revision()
 	running := s.submit(publishd.Request{Source: g.ref("a/image:1"), As: "local/a:1"})
 	s.await("it to run", func() bool { return s.get(running.ID()).Metadata.State == publishd.Running })
 	port := n.Addr().(*net.TCPAddr).Port
@@ -180,7 +178,7 @@ func TestAQueueThatGoesAwayAndComesBack(t *testing.T) {
 			t.Errorf("%s is %s: %+v", name, o.Metadata.State, o.Error)
 		}
 	}
-	checkOnce(t, s, ids, first)
+	checkOnce(t, s, ids)
 }
 
 // What is not there, and what is no queue, is said with a hint.

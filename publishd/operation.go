@@ -115,6 +115,7 @@ type op struct {
 	Node      string            `json:"node,omitempty"` // of the daemon that took it
 	Cancelled *time.Time        `json:"cancelled,omitempty"`
 	Last      bool              `json:"last,omitempty"`  // with Cancelled: nobody else wanted the job then, which ends with it
+	Final     uint64            `json:"final,omitempty"` // with Cancelled and not Last: its generation, whatever becomes of the job
 	Base      uint64            `json:"base,omitempty"`  // is added to the job's generation, so that it goes on growing where the job is another one
 	Moved     *time.Time        `json:"moved,omitempty"` // when it began to wait for a job that had begun without it
 

@@ -293,7 +293,7 @@ func (d *Daemon) cancel(ctx context.Context, id string) (Operation, error) {
 	}
 	if err := q.changeOp(ctx, id, func(o *op) bool {
 		if o.Cancelled, o.Last = &now, last; !last {
-			o.Base = q.generation(id) + 1
+			o.Final = q.generation(id) + 1
 		}
 		return true
 	}); err != nil {
@@ -368,7 +368,7 @@ func (d *Daemon) retry(ctx context.Context, id string) (Operation, error) {
 	// The operation first, as in submit: a job that nobody wants is cancelled.
 	err = d.queue.changeOp(ctx, id, func(o *op) bool {
 		d.queue.move(o, j.ID)
-		o.Cancelled, o.Last = nil, false
+		o.Cancelled, o.Last, o.Final = nil, false, 0
 		return true
 	})
 	if err == nil {

@@ -44,7 +44,7 @@ func (q *queue) view(id string) Operation {
 		case o.Last && j != nil && j.State == Cancelled:
 			m.EndTime = j.Ended // and its problem
 		default: // whatever becomes of the job that others want
-			m.State, m.Problem, m.Generation = Cancelled, problem(CancelledReason, "cancelled"), max(o.Base, 1)
+			m.State, m.Problem, m.Generation = Cancelled, problem(CancelledReason, "cancelled"), max(o.Final, o.Base+1)
 		}
 	}
 	out.Done = q.done(id)

@@ -143,13 +143,11 @@ func (l layoutWriter) stream(write func(w io.Writer) error) (blob descriptor, di
 // Noise returns the layout of an image with so many layers, each with a file of so many bytes that can't be compressed.
 func Noise(t testing.TB, layers, size int) string {
 	t.Helper()
-	random := rand.New(rand.NewPCG(uint64(layers), uint64(size)))
+	random := rand.NewChaCha8([32]byte{byte(layers), byte(size), byte(size >> 8), byte(size >> 16)})
 	var tars [][]byte
 	for n := range layers {
 		b := make([]byte, size)
-		for i := range b {
-			b[i] = byte(random.Uint32())
-		}
+		random.Read(b)
 		tars = append(tars, layerTar(t, file(fmt.Sprintf("noise%d", n), 0o644, string(b))))
 	}
 	return writeLayout(t, Gzip, tars...)

@@ -304,19 +304,21 @@ func timerSignalsThroughASlowFetch(t *testing.T, w *world) {
 	}
 }
 
-// D08, test 029 of CernVM-FS: what reads the same broken file again and again is slowed down, and nobody else, though there are more such readers than the daemon has
-// to read requests with.
+// D08, test 029 of CernVM-FS: what reads broken files again and again is slowed down, and nobody else, though a daemon on two CPUs has no more than two goroutines to
+// read requests with.
 func repeatedFailuresHoldUpNobodyElse(t *testing.T, w *world) {
 	s, n := serveWorld(t, w), newNode(t, w)
 	target := n.mount(s.image(), "-o", "deadline=20s")
 	n.read(filepath.Join(target, "big"))
 	object := w.objects(t, testImage+"/etc/motd")[0]
-	s.change(t, object, remove)
+	for _, path := range []string{"etc/motd", "usr/lib/a", "usr/lib/b", "usr/share/middle"} {
+		s.change(t, w.objects(t, testImage+"/"+path)[0], remove)
+	}
 	const readers, reads = 24, 6
-	r := n.start("sh", "-c", `for i in $(seq 24); do for k in 1 2 3 4 5 6; do cat "$1"; done & done; wait`, "sh", filepath.Join(target, "etc/motd"))
+	r := n.start("sh", "-c", `cd "$1"; for i in 1 2 3 4 5 6; do for f in etc/motd usr/lib/? usr/share/middle; do for k in 1 2 3 4 5 6; do cat $f; done & done; done; wait`, "sh", target)
 	n.await("the first failures", func() bool { return s.requests(object) >= 4 })
 	for range 3 {
-		inTime(t, 2*time.Second, func() {
+		inTime(t, 5*time.Second, func() {
 			if r := n.sh(`ls -lR "$1" && exec dd if="$1/big" iflag=direct bs=1M status=none`, target); r.status != 0 {
 				t.Errorf("status %d, %s", r.status, r.stderr)
 			}

@@ -50,7 +50,7 @@ func (d *Daemon) recipe(ctx context.Context, j *job) {
 		results = append(results, c.Response...)
 	}
 	ended := false
-	j, err := d.queue.changeJob(ctx, j.ID, func(j *job) bool {
+	after, err := d.queue.changeJob(ctx, j.ID, func(j *job) bool {
 		if ended = !j.State.Final() && j.Expanded; !ended {
 			return false
 		}
@@ -63,7 +63,7 @@ func (d *Daemon) recipe(ctx context.Context, j *job) {
 		return true
 	})
 	if d.logIf(err, "ending a recipe", parent); err == nil && ended {
-		d.ended(j)
+		d.ended(after)
 	}
 }
 

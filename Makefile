@@ -52,7 +52,7 @@ fuzz: ## run each fuzz target for FUZZTIME (20s)
 	@for dir in $$($(GO) list -f '{{.Dir}}' ./...); do \
 		for target in $$(cat /dev/null $$dir/*_test.go 2>/dev/null | sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p'); do \
 			echo "$$dir $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$dir || exit 1; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 0x $$dir || exit 1; \
 		done; \
 	done
 

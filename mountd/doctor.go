@@ -80,6 +80,7 @@ func Doctor(ctx context.Context, cfg DoctorConfig) []Finding {
 	d.bounded("permissions", d.Home.Run+" or "+d.Home.State, (*doctor).directories)
 	d.bounded("cache", d.Cache, func(d *doctor) { d.partition(ctx) })
 	d.lower(ctx)
+	d.daemon(ctx)
 	d.bounded("servers", "the key directories", func(d *doctor) { d.servers(ctx) })
 	return d.found
 }
@@ -108,6 +109,23 @@ func (d *doctor) warn(check, remedy, format string, args ...any) {
 
 func (d *doctor) err(check, remedy, format string, args ...any) {
 	d.found = append(d.found, Finding{check, "error", fmt.Sprintf(format, args...), remedy})
+}
+
+// daemon looks for somebody at the socket where none is started on demand. It says nothing to him.
+func (d *doctor) daemon(ctx context.Context) {
+	if d.Home.OnDemand {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.Wait)
+	defer cancel()
+	p := newPlace(d.Home, d.Cache)
+	conn, err := dialUnix(ctx, p.socket())
+	if err != nil {
+		d.err("daemon", "`systemctl start skimfs-mountd`, or `skimfs mountd` by hand; root's is not started by a mount", "no daemon for cache %q answers: %v", p.cache, err)
+		return
+	}
+	conn.Close()
+	d.ok("daemon", "one listens at %s", p.socket())
 }
 
 func (d *doctor) device() {

@@ -96,7 +96,7 @@ func (p place) spawn(ctx context.Context, s StartConfig) error {
 	}
 	cmd := exec.Command(program, "mountd", "--cache", p.cache, "--idle", s.Idle.String(), "--ready-fd", strconv.Itoa(readyFD))
 	if s.Quota > 0 {
-		cmd.Args = append(cmd.Args, "--quota", strconv.FormatInt(s.Quota, 10))
+		cmd.Args = append(cmd.Args, "--quota", strconv.FormatInt(s.Quota, 10)+"B")
 	}
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = "/", log, log, []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

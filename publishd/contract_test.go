@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/skimfs/skimfs/internal/testkit"
 	"github.com/skimfs/skimfs/publishd"
@@ -182,6 +183,18 @@ func TestExitStatusTellsScriptsWhatToDo(t *testing.T) {
 	id := row(0, "submit", ref)
 	row(75, "op", "status", ref)
 	row(124, "wait", ref, "--timeout", "1s")
+	// A signal to wait is not the conversion's end.
+	waiting := testkit.Command(t, s.home, "wait", ref)
+	var said strings.Builder
+	waiting.Stderr = &said
+	if err := waiting.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond)
+	_ = waiting.Process.Signal(os.Interrupt)
+	if _ = waiting.Wait(); waiting.ProcessState.ExitCode() != 130 || !strings.Contains(said.String(), "the work goes on") {
+		t.Errorf("wait that is interrupted: status %d, %q", waiting.ProcessState.ExitCode(), said.String())
+	}
 	row(2, "submit", "docker://UPPER/x:1")
 	row(1, "wait", "docker.io/library/never:1")
 	if got := row(0, "resolve", ref); !strings.Contains(got, "@sha256:") {

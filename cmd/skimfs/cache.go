@@ -50,7 +50,7 @@ least recently used first. Pins may take three quarters of the limit: a size tha
   skimfs cache limit set 2G --cache /scratch/skimfs`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			size, err := parseSize(args[0])
+			size, err := parseQuota(args[0])
 			if err != nil {
 				return usage(cmd, err)
 			}

@@ -34,7 +34,12 @@ func TestCacheCommands(t *testing.T) {
 	}
 	target := n.mount(s.image())
 	n.kill(n.status().PID)
-	n.ok("cache", "trim", "1B")
+	n.ok("cache", "trim", "0")
+	for size, says := range map[string]string{"20000": "no unit", "500kB": "too small", "0": "is no size"} {
+		if r := n.run("cache", "limit", "set", size); r.status != exitUsage || !strings.Contains(r.stderr, says) {
+			t.Errorf("limit set %s: %+v, want %q", size, r, says)
+		}
+	}
 	n.ok("cache", "evict", s.image())
 	if p := stat(); p.CachedObjects != p.Objects || p.CachedBytes < bigSize {
 		t.Errorf("pinned, killed, trimmed, evicted: %+v", p)

@@ -99,7 +99,9 @@ the cache otherwise, and reading it without a server is then an input/output err
 			`Drop what SOURCE, or what lies below each PATH, consists of, catalogs included. Other images lose what they share with it. Pinned content stays.
 What is read later is fetched again.`,
 			`  skimfs cache evict images.example.org/docker.io/library/python:3.12
-  skimfs cache evict images.example.org/docker.io/library/python:3.12 /usr/share`, func(p mountd.WorkProgress) string { return fmt.Sprintf("%d objects evicted", p.Evicted) }),
+  skimfs cache evict images.example.org/docker.io/library/python:3.12 /usr/share`, func(p mountd.WorkProgress) string {
+				return fmt.Sprintf("%d objects evicted; what is pinned (`skimfs cache list`) or in use as a catalog stays", p.Evicted)
+			}),
 		workCommand("stat", "Tell how much of an image this node has",
 			`Tell how much of SOURCE, or of what lies below each PATH, this node has. Catalogs that are missing are fetched to know. For mounted images
 "skimfs cache list" tells it without looking at each object.`,
@@ -157,16 +159,19 @@ func cacheTrimCommand() *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
 		Use: "trim SIZE", Short: "Evict until the cache takes at most SIZE",
-		Long: "Evict, the least recently used first, until the cache takes at most SIZE on the disk or only pinned content is left. The limit stays as it is.",
+		Long: "Evict, the least recently used first, until the cache takes at most SIZE on the disk or only pinned content is left: all else with 0. The limit stays as it is.",
 		Example: `  skimfs cache trim 5GB
   skimfs cache trim 500MB --cache /scratch/skimfs`,
 		Args: cobra.ExactArgs(1),
 	}
 	cmd.Flags().StringVar(&dir, "cache", "", "cache `directory`, or ram:SIZE (default: the home's)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		size, err := parseSize(args[0])
-		if err != nil {
-			return usage(cmd, err)
+		size := int64(1) // to the daemon 0 is no size
+		if args[0] != "0" {
+			var err error
+			if size, err = parseSize(args[0]); err != nil {
+				return usage(cmd, err)
+			}
 		}
 		c, err := connectCache(cmd.Context(), dir)
 		if err != nil {

@@ -179,7 +179,7 @@ Exit status:
 		answers := make([]chan error, len(targets))
 		for i, target := range targets {
 			answers[i] = make(chan error, 1)
-			go func() { answers[i] <- probe(target, limit) }()
+			go func() { answers[i] <- probeTarget(target, limit) }()
 		}
 		bad := 0
 		for i, target := range targets {
@@ -192,7 +192,7 @@ Exit status:
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", target)
 		}
 		if bad > 0 {
-			return &statusError{status: exitFailed, hint: "`skimfs status` and `skimfs doctor` find out why", err: fmt.Errorf("%d of %d mounts don't answer", bad, len(targets))}
+			return &statusError{status: exitFailed, hint: "`skimfs status` and `skimfs doctor` find out why", err: fmt.Errorf("%d of %d mounts don't answer or aren't there", bad, len(targets))}
 		}
 		return nil
 	}
@@ -220,9 +220,34 @@ func allMounts(ctx context.Context) (targets []string, err error) {
 	return targets, nil
 }
 
+// probeTarget is probe for a path as a user writes it; where that leads is found out in the same time.
+func probeTarget(path string, limit time.Duration) error {
+	type found struct {
+		target string
+		err    error
+	}
+	end, where := time.Now().Add(limit), make(chan found, 1)
+	go func() {
+		target, err := mountd.ResolveTarget(path)
+		where <- found{target, err}
+	}()
+	select {
+	case f := <-where:
+		if f.err != nil {
+			return f.err
+		}
+		return probe(f.target, limit, time.Until(end))
+	case <-time.After(limit):
+		return fmt.Errorf("no answer within %v", limit)
+	}
+}
+
+// mountsEscape writes a path as /proc/self/mounts does.
+var mountsEscape = strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`)
+
 // probe lets another process look, and leaves it behind if it hangs: one that waits for a mount may not end when it is killed.
-func probe(target string, limit time.Duration) error {
-	cmd := exec.Command("/bin/sh", "-c", `cd "$1" && [ "$(stat -f -c %T .)" != "" ] && ls -A . >/dev/null && grep -q " $2 fuse.skimfs " /proc/self/mounts`, "sh", target, strings.ReplaceAll(target, " ", `\\040`))
+func probe(target string, limit, left time.Duration) error {
+	cmd := exec.Command("/bin/sh", "-c", `cd "$1" && [ "$(stat -f -c %T .)" != "" ] && ls -A . >/dev/null && grep -qF " $2 fuse.skimfs " /proc/self/mounts`, "sh", target, mountsEscape.Replace(target))
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	cmd.WaitDelay = 100 * time.Millisecond
@@ -240,7 +265,7 @@ func probe(target string, limit time.Duration) error {
 			return errors.New(text[strings.LastIndex(text, ": ")+1:])
 		}
 		return errors.New("nothing of skimfs is mounted there")
-	case <-time.After(limit):
+	case <-time.After(left):
 		_ = cmd.Process.Kill() // it ends when the kernel lets it
 		return fmt.Errorf("no answer within %v", limit)
 	}

@@ -52,7 +52,7 @@ func TestDoctorFindsWhatIsWrongO04(t *testing.T) {
 	// system makes a root that has everything, and home a home that is as it should be.
 	system := func(t *testing.T) (string, mountd.Home) {
 		dir := t.TempDir()
-		h := mountd.Home{Run: filepath.Join(dir, "run"), State: filepath.Join(dir, "state"), Cache: filepath.Join(dir, "cache")}
+		h := mountd.Home{OnDemand: true, Run: filepath.Join(dir, "run"), State: filepath.Join(dir, "state"), Cache: filepath.Join(dir, "cache")}
 		for _, d := range []string{"dev", "etc", "usr/bin", "usr/libexec/apptainer/bin", "run", "state", "cache"} {
 			if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 				t.Fatal(err)
@@ -107,6 +107,7 @@ func TestDoctorFindsWhatIsWrongO04(t *testing.T) {
 			writeTest(t, root+"/usr/bin/podman", "")
 			return mountinfo(root, "22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n")
 		}, "propagation", "warning", "/ is not shared"},
+		{"no daemon where none is started on demand", func(_ string, c *mountd.DoctorConfig) error { c.Home.OnDemand = false; return nil }, "daemon", "error", "no daemon for cache"},
 		{"a limit larger than the disk", func(_ string, c *mountd.DoctorConfig) error { c.Quota = 200 << 30; return nil }, "cache", "error", "the limit is 204800 MB"},
 		{"a lower cache that isn't mounted", func(root string, c *mountd.DoctorConfig) error {
 			c.Options.Lower = root + "/lustre/skimfs"
@@ -182,6 +183,14 @@ func TestHangingMountHangsNoToolX01(t *testing.T) {
 	w := published(t)
 	s, n := serveWorld(t, w), newNode(t, w)
 	target := n.mount(s.image())
+	for _, path := range []string{target + "/", filepath.Join(filepath.Dir(target), "x", "..", filepath.Base(target))} {
+		if out := n.ok("probe", path); out != path+": ok\n" {
+			t.Errorf("probe %s: %q", path, out)
+		}
+	}
+	if r := n.run("probe", n.home); r.status != exitFailed || !strings.Contains(r.stdout, "nothing of skimfs is mounted there") {
+		t.Errorf("probe of a directory: %+v", r)
+	}
 	if out := n.ok("probe"); out != target+": ok\n" {
 		t.Errorf("probe says %q", out)
 	}

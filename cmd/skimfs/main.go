@@ -26,6 +26,8 @@ const (
 	exitFailed = 1
 	exitUsage  = 2
 	exitDamage = 3
+
+	exitInterrupted = 130 // by a signal, as shells say it
 )
 
 // Exit status of mount and umount, as mount(8) has it.
@@ -76,6 +78,9 @@ func run(ctx context.Context, name string, args []string, stdout, stderr io.Writ
 		if se.hint != "" {
 			hint = se.hint
 		}
+	}
+	if status == exitFailed && ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		status, err = exitInterrupted, errors.New("interrupted")
 	}
 	fmt.Fprintf(stderr, "skimfs: %v\n", err)
 	if hint == "" && status == usageStatus(cmd) {

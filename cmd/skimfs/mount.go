@@ -51,7 +51,7 @@ Options for -o (default):
 		}
 		switch {
 		case reply.Offline:
-			fmt.Fprintf(cmd.ErrOrStderr(), "skimfs: no server answers: revision %d, accepted before, is mounted\n", reply.Revision)
+			fmt.Fprintf(cmd.ErrOrStderr(), "skimfs: no server answers: revision %d, accepted before, is mounted; what isn't cached can't be read (`skimfs doctor %s` asks each way)\n", reply.Revision, args[0])
 		case reply.Warning != "":
 			fmt.Fprintf(cmd.ErrOrStderr(), "skimfs: warning: %s: revision %d, accepted before, is mounted\n", reply.Warning, reply.Revision)
 		}

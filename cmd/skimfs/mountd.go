@@ -67,7 +67,7 @@ start it by themselves; root's runs as skimfs-mountd.service. What was mounted w
 			MetricsListen: files.options("").metricsListen, Group: files.options("").group, Memory: files.options("").memory,
 		}
 		if quota != "" {
-			if cfg.Quota, err = parseSize(quota); err != nil {
+			if cfg.Quota, err = parseQuota(quota); err != nil {
 				return usage(cmd, err)
 			}
 		}

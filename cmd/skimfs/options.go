@@ -73,7 +73,7 @@ var options = []option{
 		return err
 	}},
 	{"quota", "SIZE", "20 GB, at most 70 % of what is free", "limit of the cache on disk, as in 500MB or 20G", false, func(o *mountOptions, v string) (err error) {
-		o.quota, err = parseSize(v)
+		o.quota, err = parseQuota(v)
 		return err
 	}},
 	{"allow_other", "", "root: on, user: off", "let other users in (a user needs user_allow_other in /etc/fuse.conf)", false, func(o *mountOptions, _ string) error {
@@ -416,6 +416,21 @@ func parseSize(v string) (int64, error) {
 		return 0, fmt.Errorf("%q is no size, as in 500MB or 20G", v)
 	}
 	return int64(n), nil
+}
+
+// smallestQuota is what a cache can work with: a pack of small objects, its index.
+const smallestQuota = 1_000_000
+
+// parseQuota reads the limit of a cache. A number alone is refused, since CernVM-FS counts in MB.
+func parseQuota(v string) (int64, error) {
+	n, err := parseSize(v)
+	if _, bare := strconv.ParseUint(v, 10, 64); err == nil && bare == nil {
+		return 0, fmt.Errorf("%q has no unit: %sMB?", v, v)
+	}
+	if err == nil && n < smallestQuota {
+		return 0, fmt.Errorf("%q is too small for a cache: 1MB at least, and some GB to be of use", v)
+	}
+	return n, err
 }
 
 func parseID(v string) (*uint32, error) {

@@ -27,7 +27,7 @@ const (
 	exitTimeout     = 124 // wait was not long enough
 )
 
-const publishdStatus = "Exit status: 0 done, 1 failed, 2 usage, 69 publishd does not answer, 75 not finished or try again later, 77 not allowed, 124 timed out."
+const publishdStatus = "Exit status: 0 done, 1 failed, 2 usage, 69 publishd does not answer, 75 not finished or try again later, 77 not allowed, 124 timed out, 130 interrupted."
 
 // publishdFlags are of every command that talks to publishd.
 type publishdFlags struct {
@@ -233,6 +233,8 @@ func awaitOperation(ctx context.Context, cmd *cobra.Command, c *publishd.Client,
 	for !o.Done {
 		next, err := c.Wait(ctx, o.ID(), 30*time.Second)
 		switch {
+		case errors.Is(ctx.Err(), context.Canceled):
+			return &statusError{status: exitInterrupted, hint: "the work goes on; `skimfs wait " + o.ID() + "` again, or `skimfs op cancel " + o.ID() + "`", err: errors.New("interrupted")}
 		case errors.Is(err, context.DeadlineExceeded):
 			return tooEarly(ctx, c, o)
 		case errors.Is(err, publishd.ErrUnreachable):

@@ -107,6 +107,7 @@ func checkInodes(t *testing.T, got []testkit.Entry) {
 func TestOracle(t *testing.T) {
 	testkit.NeedRoot(t)
 	testkit.NeedFUSE(t)
+	t.Parallel()
 	whiteouts, oddities := testkit.Whiteouts(t, testkit.Gzip), testkit.Oddities(t, testkit.Gzip)
 	cases := []struct {
 		name, layout string

@@ -18,6 +18,7 @@ import (
 func TestCrowds(t *testing.T) {
 	testkit.NeedRoot(t)
 	testkit.NeedFUSE(t)
+	t.Parallel()
 	layout := testkit.Crowds(t)
 	const name = "local/crowds:latest"
 	repo := publish(t, image{"oci:" + layout + ":latest", name, []string{"--bare"}})
@@ -51,6 +52,7 @@ func TestCrowds(t *testing.T) {
 func TestGiants(t *testing.T) {
 	testkit.NeedRoot(t)
 	testkit.NeedFUSE(t)
+	t.Parallel()
 	const name = "local/giants:latest"
 	start := time.Now()
 	giants := testkit.NewGiants(t)

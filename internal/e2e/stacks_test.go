@@ -16,6 +16,7 @@ import (
 func TestRandomStacks(t *testing.T) {
 	testkit.NeedRoot(t)
 	testkit.NeedFUSE(t)
+	t.Parallel()
 	first, count := number(t, "SKIMFS_SEED", 1), number(t, "SKIMFS_STACKS", 200)
 	t.Logf("%d stacks from SKIMFS_SEED=%d on", count, first)
 	// So many repositories and unpacked images at a time.

@@ -19,7 +19,7 @@ const (
 	matrixLimits   = "deadline=1.5s,timeout=500ms,timeout_direct=500ms"
 	detourDeadline = 20 * time.Second // room for a retry on the faulty way, after a pause of up to 2 s
 	detourLimits   = "deadline=20s,timeout=1s,timeout_direct=1s"
-	healLimits     = "deadline=20s,timeout=5s,timeout_direct=5s" // nothing waits there, but for a busy machine
+	healLimits     = "deadline=20s,timeout=5s,timeout_direct=5s"    // nothing waits there, but for a busy machine
 	cachedLimits   = "deadline=1.5s,timeout=10s,timeout_direct=10s" // whoever waits for the network here misses the bound
 	cellsAtOnce    = 12                                             // they wait most of the time
 )

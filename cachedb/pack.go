@@ -36,6 +36,9 @@ type packs struct {
 	full      atomic.Int64 // size at which a pack is sealed
 	beginning sync.Mutex   // held by who makes a new pack; the others wait for it
 
+	// found is byID for readers, who must not wait for a lock that every append takes: whoever holds it may have lost his CPU.
+	found sync.Map
+
 	mu     sync.RWMutex // guards what follows
 	byID   map[uint32]*pack
 	active *pack
@@ -49,6 +52,7 @@ func (ps *packs) path(id uint32) string {
 // load opens the packs that exist. It removes files that can't be opened as packs.
 func (ps *packs) load() error {
 	ps.byID = map[uint32]*pack{}
+	ps.found.Clear()
 	names, err := os.ReadDir(ps.dir)
 	if err != nil {
 		return fmt.Errorf("listing packs: %w", err)
@@ -72,6 +76,7 @@ func (ps *packs) load() error {
 		}
 		p.size.Store(st.Size())
 		ps.byID[p.id] = p
+		ps.found.Store(p.id, p)
 		ps.next = max(ps.next, p.id+1)
 	}
 	ps.next = max(ps.next, 1)
@@ -86,9 +91,9 @@ func packID(name string) (id uint32, ok bool) {
 }
 
 func (ps *packs) get(id uint32) *pack {
-	ps.mu.RLock()
-	defer ps.mu.RUnlock()
-	return ps.byID[id]
+	p, _ := ps.found.Load(id)
+	found, _ := p.(*pack)
+	return found
 }
 
 // has reports whether a pack is there, one that is just begun included.
@@ -158,6 +163,7 @@ func (ps *packs) begin(n int64) error {
 	p := &pack{id: id, f: f}
 	ps.next++
 	ps.byID[p.id], ps.active = p, p
+	ps.found.Store(p.id, p)
 	return nil
 }
 
@@ -172,6 +178,7 @@ func (ps *packs) seal() {
 func (ps *packs) drop(p *pack) error {
 	ps.mu.Lock()
 	delete(ps.byID, p.id)
+	ps.found.Delete(p.id)
 	if ps.active == p {
 		ps.active = nil
 	}

@@ -25,7 +25,7 @@ func openDirectory(root string) (*image, error) {
 		return nil, err
 	}
 	if !st.IsDir() {
-		return nil, fmt.Errorf("%s is not a directory", root)
+		return nil, fmt.Errorf("%s: %w", root, unix.ENOTDIR)
 	}
 	p := HostPlatform()
 	file := v1.ConfigFile{OS: p.OS, Architecture: p.Arch, Created: v1.Time{Time: st.ModTime().UTC().Truncate(time.Second)}, RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{}}}

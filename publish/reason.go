@@ -73,7 +73,7 @@ func Why(err error) Reason {
 		return LimitExceeded
 	case errors.As(err, &digest), errors.As(err, &corrupt):
 		return CorruptLayer
-	case errors.As(err, &badName), errors.Is(err, ErrName):
+	case errors.As(err, &badName), errors.Is(err, ErrName), errors.Is(err, unix.ENOTDIR):
 		return InvalidArgument
 	case errors.Is(err, ErrForbidden):
 		return PermissionDenied

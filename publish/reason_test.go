@@ -25,6 +25,7 @@ func TestWhy(t *testing.T) {
 		{"a broken answer may come whole later", &url.Error{Op: "Get", URL: "http://r", Err: io.EOF}, publish.RegistryUnavailable},
 		{"time may suffice later", os.ErrDeadlineExceeded, publish.RegistryUnavailable},
 		{"a full disk is a full disk", &os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}, publish.NoSpace},
+		{"a file is no source of a directory", &os.PathError{Op: "stat", Path: "x", Err: syscall.ENOTDIR}, publish.InvalidArgument},
 		{"anything else is ours", io.ErrClosedPipe, publish.Internal},
 	} {
 		if got := publish.Why(fmt.Errorf("reading: %w", row.err)); got != row.want {

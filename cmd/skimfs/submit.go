@@ -304,7 +304,7 @@ func showOperation(cmd *cobra.Command, p publishdFlags, o publishd.Operation) er
 
 // reasonHints say what to do about an operation that failed; ID` stands for its id.
 var reasonHints = map[publishd.Reason]string{
-	"IMAGE_NOT_FOUND":         "is the reference right? `skimfs resolve` asks the registry; `skimfs op retry ID` once it is pushed",
+	"IMAGE_NOT_FOUND":         "is the reference, or the path, right? `skimfs resolve` asks the registry; `skimfs op retry ID` once it is there",
 	"PLATFORM_NOT_FOUND":      "`--platform` chooses another one",
 	"AUTH_REQUIRED":           "publishd has the credentials of its own user's docker configuration; `skimfs op retry ID` once they are there",
 	"CORRUPT_LAYER":           "the registry gives other bytes than its manifest names: have the image pushed again, then `skimfs op retry ID`",

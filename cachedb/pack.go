@@ -36,11 +36,10 @@ type packs struct {
 	full      atomic.Int64 // size at which a pack is sealed
 	beginning sync.Mutex   // held by who makes a new pack; the others wait for it
 
-	// found is byID for readers, who must not wait for a lock that every append takes: whoever holds it may have lost his CPU.
-	found sync.Map
+	// byID has *pack by number, without a lock: readers must not wait for the one that every append takes, whose holder may have lost his CPU.
+	byID sync.Map
 
-	mu     sync.RWMutex // guards what follows
-	byID   map[uint32]*pack
+	mu     sync.Mutex // guards what follows
 	active *pack
 	next   uint32 // the next pack's number; numbers are not used again
 }
@@ -51,8 +50,7 @@ func (ps *packs) path(id uint32) string {
 
 // load opens the packs that exist. It removes files that can't be opened as packs.
 func (ps *packs) load() error {
-	ps.byID = map[uint32]*pack{}
-	ps.found.Clear()
+	ps.byID.Clear()
 	names, err := os.ReadDir(ps.dir)
 	if err != nil {
 		return fmt.Errorf("listing packs: %w", err)
@@ -75,8 +73,7 @@ func (ps *packs) load() error {
 			continue
 		}
 		p.size.Store(st.Size())
-		ps.byID[p.id] = p
-		ps.found.Store(p.id, p)
+		ps.byID.Store(p.id, p)
 		ps.next = max(ps.next, p.id+1)
 	}
 	ps.next = max(ps.next, 1)
@@ -91,7 +88,7 @@ func packID(name string) (id uint32, ok bool) {
 }
 
 func (ps *packs) get(id uint32) *pack {
-	p, _ := ps.found.Load(id)
+	p, _ := ps.byID.Load(id)
 	found, _ := p.(*pack)
 	return found
 }
@@ -104,12 +101,11 @@ func (ps *packs) has(id uint32) bool {
 }
 
 func (ps *packs) all() []*pack {
-	ps.mu.RLock()
-	defer ps.mu.RUnlock()
-	list := make([]*pack, 0, len(ps.byID))
-	for _, p := range ps.byID {
-		list = append(list, p)
-	}
+	var list []*pack
+	ps.byID.Range(func(_, p any) bool {
+		list = append(list, p.(*pack))
+		return true
+	})
 	return list
 }
 
@@ -162,8 +158,8 @@ func (ps *packs) begin(n int64) error {
 	defer ps.mu.Unlock()
 	p := &pack{id: id, f: f}
 	ps.next++
-	ps.byID[p.id], ps.active = p, p
-	ps.found.Store(p.id, p)
+	ps.active = p
+	ps.byID.Store(p.id, p)
 	return nil
 }
 
@@ -177,8 +173,7 @@ func (ps *packs) seal() {
 // drop removes p for good. Reads in flight end first; later ones don't find it.
 func (ps *packs) drop(p *pack) error {
 	ps.mu.Lock()
-	delete(ps.byID, p.id)
-	ps.found.Delete(p.id)
+	ps.byID.Delete(p.id)
 	if ps.active == p {
 		ps.active = nil
 	}

@@ -427,9 +427,9 @@ func (db *DB) evictChunks(list []victim, cut *cutoff, enough func() bool, why re
 
 // idle reports whether p is there, takes no appends, and none is under way.
 func (ps *packs) idle(p *pack) bool {
-	ps.mu.RLock()
-	defer ps.mu.RUnlock()
-	return ps.byID[p.id] == p && p != ps.active && p.writers.Load() == 0
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.get(p.id) == p && p != ps.active && p.writers.Load() == 0
 }
 
 // evictPacks removes packs whole. Objects that are not cold are copied forward first, the warmest first and up to half a

@@ -136,7 +136,7 @@ func (db *DB) dropOrphans() {
 		if l.pack == 0 {
 			return
 		}
-		if p := db.packs.byID[l.pack]; p == nil || int64(l.off)+packRecordLen(int64(l.size)) > p.size.Load() {
+		if p := db.packs.get(l.pack); p == nil || int64(l.off)+packRecordLen(int64(l.size)) > p.size.Load() {
 			orphans = append(orphans, victim{*k, l})
 		}
 	})
@@ -151,7 +151,7 @@ func (db *DB) dropOrphans() {
 func (db *DB) adoptPacks(recorded map[uint32]int64, clean bool) error {
 	var last *pack
 	for id := range recorded {
-		if db.packs.byID[id] == nil {
+		if db.packs.get(id) == nil {
 			db.recordDropped(id)
 		}
 		db.packs.next = max(db.packs.next, id+1)

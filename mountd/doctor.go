@@ -80,7 +80,7 @@ func Doctor(ctx context.Context, cfg DoctorConfig) []Finding {
 	d.bounded("permissions", d.Home.Run+" or "+d.Home.State, (*doctor).directories)
 	d.bounded("cache", d.Cache, func(d *doctor) { d.partition(ctx) })
 	d.lower(ctx)
-	d.daemon(ctx)
+	d.bounded("daemon", d.Cache, func(d *doctor) { d.daemon(ctx) })
 	d.bounded("servers", "the key directories", func(d *doctor) { d.servers(ctx) })
 	return d.found
 }

@@ -70,7 +70,9 @@ func RunWorker(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) i
 		// It collects before it comes near, and gives up beyond; the kernel's limit, of which Go's runtime dies in many ways, is for what grows at once.
 		debug.SetMemoryLimit(w.Memory / 2)
 		most := uint64(2*w.Memory + 512<<20)
-		_ = unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: most, Max: most})
+		if err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: most, Max: most}); err != nil {
+			fmt.Fprintf(stderr, "limiting the memory of the job to %d bytes: %v\n", most, err)
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

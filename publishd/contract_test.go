@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/skimfs/skimfs/internal/testkit"
 	"github.com/skimfs/skimfs/publishd"
@@ -190,7 +189,13 @@ func TestExitStatusTellsScriptsWhatToDo(t *testing.T) {
 	if err := waiting.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(500 * time.Millisecond)
+	s.await("wait to ask", func() bool {
+		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", waiting.Process.Pid))
+		return slices.ContainsFunc(fds, func(fd string) bool {
+			to, _ := os.Readlink(fd)
+			return strings.HasPrefix(to, "socket:")
+		})
+	})
 	_ = waiting.Process.Signal(os.Interrupt)
 	if _ = waiting.Wait(); waiting.ProcessState.ExitCode() != 130 || !strings.Contains(said.String(), "the work goes on") {
 		t.Errorf("wait that is interrupted: status %d, %q", waiting.ProcessState.ExitCode(), said.String())

@@ -210,6 +210,9 @@ func waitCommand() *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return p.client(cmd, func(ctx context.Context, c *publishd.Client) error {
 			o, err := operation(ctx, c, args[0])
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return waitInterrupted(args[0])
+			}
 			if err != nil {
 				return err
 			}
@@ -217,6 +220,11 @@ func waitCommand() *cobra.Command {
 		})
 	}
 	return cmd
+}
+
+// waitInterrupted says what a signal to wait does not end.
+func waitInterrupted(what string) error {
+	return &statusError{status: exitInterrupted, hint: "the work goes on; `skimfs wait " + what + "` again, or `skimfs op cancel " + what + "`", err: errors.New("interrupted")}
 }
 
 // operation finds an operation by id or reference.
@@ -234,7 +242,7 @@ func awaitOperation(ctx context.Context, cmd *cobra.Command, c *publishd.Client,
 		next, err := c.Wait(ctx, o.ID(), 30*time.Second)
 		switch {
 		case errors.Is(ctx.Err(), context.Canceled):
-			return &statusError{status: exitInterrupted, hint: "the work goes on; `skimfs wait " + o.ID() + "` again, or `skimfs op cancel " + o.ID() + "`", err: errors.New("interrupted")}
+			return waitInterrupted(o.ID())
 		case errors.Is(err, context.DeadlineExceeded):
 			return tooEarly(ctx, c, o)
 		case errors.Is(err, publishd.ErrUnreachable):

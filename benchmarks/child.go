@@ -30,6 +30,8 @@ var children = map[string]func(args []string) error{
 	"child-stream": readStream,
 	"child-random": readRandom,
 	"child-fill":   fillCache,
+	"child-ask":    ask,
+	"child-plain":  servePlain,
 }
 
 // childResult is what a reading child prints.

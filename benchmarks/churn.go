@@ -2,18 +2,25 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skimfs/skimfs/cachedb"
+	"github.com/skimfs/skimfs/index"
 )
 
 const (
@@ -22,6 +29,7 @@ const (
 	churnWriters = 2
 	churnHot     = churnLimit / 20 // bytes of what is read again and again
 	churnRead    = 4 << 10
+	spareProcs   = 2 // goroutines that may run besides one for each CPU, as in the daemon
 	reopenBytes  = 10e9
 )
 
@@ -35,12 +43,15 @@ type churnResult struct {
 	written, copied   int64 // bytes
 	hot, hotAgain     int64 // objects read again and again, and how often one had to be filled anew
 	uncached, damaged int64
-	read, plain       latencies // of cached 4 KiB reads meanwhile, and of such reads from a plain file in the page cache
+	read, limit       latencies // of cached 4 KiB reads by another process meanwhile, and of such reads of a plain file through a third
 	shrunk            float64   // seconds from setting half the limit to du below it
 }
 
 // measureChurn streams 20 times the limit through a cache of 500 MB.
 func measureChurn(s *scope, sizes string, size func(n uint64) int) churnResult {
+	procs := runtime.GOMAXPROCS(0)
+	defer runtime.GOMAXPROCS(procs)
+	runtime.GOMAXPROCS(procs + spareProcs)
 	dir, err := os.MkdirTemp("", "skimfs-churn-")
 	s.check(err)
 	s.Cleanup(func() { os.RemoveAll(dir) })
@@ -48,7 +59,7 @@ func measureChurn(s *scope, sizes string, size func(n uint64) int) churnResult {
 	s.check(err)
 	c := &churner{db: db, dir: dir, size: size, result: churnResult{sizes: sizes}}
 	for n, left := uint64(1<<40), int64(churnHot); left > 0; n++ {
-		c.hot = append(c.hot, n)
+		c.hot = append(c.hot, hotObject{n, digestOf(n), size(n)})
 		left -= int64(size(n))
 	}
 	c.result.hot = int64(len(c.hot))
@@ -69,11 +80,18 @@ func measureChurn(s *scope, sizes string, size func(n uint64) int) churnResult {
 	return *r
 }
 
+// hotObject is read again and again. What it is called and how long it is, is computed before: the reader is to measure the cache alone.
+type hotObject struct {
+	n      uint64
+	digest index.Digest
+	size   int
+}
+
 type churner struct {
 	db                 *cachedb.DB
 	dir                string
 	size               func(n uint64) int
-	hot                []uint64
+	hot                []hotObject
 	next               atomic.Uint64
 	streamed, hotFills atomic.Int64
 	result             churnResult
@@ -91,7 +109,7 @@ func (c *churner) run(ctx context.Context) error {
 				if err := c.get(ctx, n, &c.streamed, int64(c.size(n))); err != nil {
 					cancel(err)
 				}
-				if err := c.get(ctx, c.hot[n%uint64(len(c.hot))], &c.hotFills, 1); err != nil {
+				if err := c.get(ctx, c.hot[n%uint64(len(c.hot))].n, &c.hotFills, 1); err != nil {
 					cancel(err)
 				}
 			}
@@ -99,7 +117,7 @@ func (c *churner) run(ctx context.Context) error {
 	}
 	over := make(chan struct{})
 	others.Go(func() {
-		if err := c.read(over); err != nil {
+		if err := c.read(ctx, over); err != nil {
 			cancel(err)
 		}
 	})
@@ -123,41 +141,139 @@ func (c *churner) get(ctx context.Context, n uint64, filled *atomic.Int64, add i
 	return err
 }
 
-// read times cached reads of 4 KiB, each beside one from a plain file, which meets the same busy machine.
-func (c *churner) read(over chan struct{}) error {
+// read times cached reads of 4 KiB by another process, which asks as the kernel asks a FUSE daemon, a thread that waits in a read. In turn with
+// them it asks one that has nothing else to do than to read from a plain file: what the machine, as busy as it is, allows.
+func (c *churner) read(ctx context.Context, over chan struct{}) error {
 	f, err := os.CreateTemp("", "skimfs-plain-")
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	defer os.Remove(f.Name())
-	p := make([]byte, churnRead)
-	if _, err := f.Write(p); err != nil {
+	if _, err := f.Write(make([]byte, churnRead)); err != nil {
 		return err
 	}
-	for {
-		select {
-		case <-over:
-			return nil
-		default:
-		}
-		n := c.hot[rand.IntN(len(c.hot))]
-		size := c.size(n)
-		if size < len(p) {
-			continue
-		}
-		begun := time.Now()
-		if ok, err := c.db.ReadAt(digestOf(n), int64(size), p, int64(rand.IntN(size-len(p)+1))); ok && err == nil {
-			c.result.read.since(begun)
-		}
-		time.Sleep(time.Millisecond)
-		begun = time.Now()
-		if _, err := f.ReadAt(p, 0); err != nil {
+	var pipes [4]int // requests and replies
+	for i := 0; i < len(pipes); i += 2 {
+		if err := unix.Pipe2(pipes[i:i+2], unix.O_CLOEXEC); err != nil {
 			return err
 		}
-		c.result.plain.since(begun)
-		time.Sleep(time.Millisecond) // a reader beside the stream, not a second stream
 	}
+	theirs := []*os.File{os.NewFile(uintptr(pipes[1]), "requests"), os.NewFile(uintptr(pipes[2]), "replies")}
+	cmd := self(ctx, "child-ask", f.Name())
+	cmd.ExtraFiles = theirs
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	stdin, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	for _, t := range theirs {
+		t.Close()
+	}
+	if err != nil {
+		return err
+	}
+	go func() {
+		<-over
+		stdin.Close()
+	}()
+	p := make([]byte, churnRead)
+	answered := answer(pipes[0], pipes[3], p, func() error { return c.readHot(p) })
+	unix.Close(pipes[0])
+	unix.Close(pipes[3])
+	if err := errors.Join(answered, cmd.Wait()); err != nil {
+		return err
+	}
+	var times [2]latencies
+	err = json.Unmarshal(out.Bytes(), &times)
+	c.result.read, c.result.limit = times[0], times[1]
+	return err
+}
+
+// readHot fills p from somewhere in a hot object that is cached.
+func (c *churner) readHot(p []byte) error {
+	for {
+		o := &c.hot[rand.IntN(len(c.hot))]
+		if o.size < len(p) {
+			continue
+		}
+		ok, err := c.db.ReadAt(o.digest, int64(o.size), p, int64(rand.IntN(o.size-len(p)+1)))
+		if ok || err != nil {
+			return err
+		}
+	}
+}
+
+// answer replies with p, which read fills, to each byte that comes, until no more can.
+func answer(requests, replies int, p []byte, read func() error) error {
+	for {
+		if n, err := unix.Read(requests, p[:1]); n <= 0 || err != nil {
+			return err
+		}
+		if err := read(); err != nil {
+			return err
+		}
+		if _, err := unix.Write(replies, p); err != nil {
+			return err
+		}
+	}
+}
+
+// ask is a child: a reader beside the stream, not a second stream.
+func ask(args []string) error {
+	const requests, replies = 3, 4
+	other := self(context.Background(), "child-plain", args...)
+	in, err := other.StdinPipe()
+	if err != nil {
+		return err
+	}
+	out, err := other.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := other.Start(); err != nil {
+		return err
+	}
+	var over atomic.Bool
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		over.Store(true)
+	}()
+	runtime.LockOSThread()
+	var times [2]latencies
+	pairs := [2][2]int{{requests, replies}, {int(in.(*os.File).Fd()), int(out.(*os.File).Fd())}}
+	p := make([]byte, churnRead)
+	for !over.Load() {
+		for i, fd := range pairs {
+			begun := time.Now()
+			if _, err := unix.Write(fd[0], p[:1]); err != nil {
+				return err
+			}
+			if n, err := unix.Read(fd[1], p); n != len(p) || err != nil {
+				return fmt.Errorf("answer of %d bytes: %w", n, err)
+			}
+			times[i].since(begun)
+			time.Sleep(time.Millisecond)
+		}
+	}
+	in.Close()
+	return errors.Join(other.Wait(), json.NewEncoder(os.Stdout).Encode(times))
+}
+
+// servePlain is a child that answers with a plain file's first 4 KiB, which the page cache has.
+func servePlain(args []string) error {
+	f, err := os.Open(args[0])
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	runtime.LockOSThread()
+	p := make([]byte, churnRead)
+	return answer(0, 1, p, func() error {
+		_, err := f.ReadAt(p, 0)
+		return err
+	})
 }
 
 // watch takes the peaks of du.
@@ -192,7 +308,7 @@ func churnTable(w io.Writer, all []churnResult) {
 	fmt.Fprintln(w)
 	mb := func(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
 	both := func(c churnResult, q float64) string {
-		return fmt.Sprintf("%.2f ms, %.2f ms", 1e3*c.read.at(q), 1e3*c.plain.at(q))
+		return fmt.Sprintf("%.2f ms, %.2f ms", 1e3*c.read.at(q), 1e3*c.limit.at(q))
 	}
 	for _, row := range []struct {
 		what  string
@@ -208,7 +324,7 @@ func churnTable(w io.Writer, all []churnResult) {
 		{"bytes copied forward ÷ bytes put", func(c churnResult) string { return fmt.Sprintf("%.3f", float64(c.copied)/float64(c.bytes)) }},
 		{"hot objects, and fills of these after the first", func(c churnResult) string { return fmt.Sprintf("%d, %d", c.hot, c.hotAgain) }},
 		{"not kept, damaged", func(c churnResult) string { return fmt.Sprintf("%d, %d", c.uncached, c.damaged) }},
-		{"cached 4 KiB reads meanwhile, and from a plain file: median", func(c churnResult) string { return both(c, 0.5) }},
+		{"cached 4 KiB reads asked for meanwhile, and from a plain file: median", func(c churnResult) string { return both(c, 0.5) }},
 		{"99th percentile", func(c churnResult) string { return both(c, 0.99) }},
 		{"99.9th percentile", func(c churnResult) string { return both(c, 0.999) }},
 		{"longest", func(c churnResult) string { return both(c, 1) }},

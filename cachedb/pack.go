@@ -3,7 +3,6 @@ package cachedb
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -235,17 +234,6 @@ func (p *pack) pread(b []byte, off int64) error {
 		return errGone
 	}
 	return readFull(p.f, b, off)
-}
-
-// readFull reads all of b. A short file is damage, as what was promised is not there.
-func readFull(f *os.File, b []byte, off int64) error {
-	if _, err := f.ReadAt(b, off); err != nil {
-		if errors.Is(err, io.EOF) {
-			return fmt.Errorf("file is short: %w", errDamaged)
-		}
-		return err
-	}
-	return nil
 }
 
 // records calls f for each readable record header of the pack, from an offset on, skipping what is torn or damaged.

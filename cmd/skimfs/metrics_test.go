@@ -1,9 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,9 +31,14 @@ func TestMetricsOfAllPackagesAreExposed(t *testing.T) {
 	target := n.mount(s.image())
 	n.read(filepath.Join(target, "big"))
 	got := n.exposed()
+	procs := runtime.GOMAXPROCS(0)
+	if os.Getenv("GOMAXPROCS") == "" {
+		procs += spareProcs
+	}
 	for _, want := range []string{
 		"skimfs_fetch_requests_total ", `skimfs_cache_hits_total{tier="memory"} `, `skimfs_fuse_requests_total{op="lookup",mount="1"} `, "skimfs_mounts_total 1\n",
 		"skimfs_mounted 1\n", `skimfs_control_requests_total{request="POST /v1/mounts",error="none"} 1`, "go_goroutines ",
+		fmt.Sprintf("go_gomaxprocs %d\n", procs),
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in /metrics", want)

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -16,6 +17,10 @@ import (
 // garbagePercent is how much garbage the daemon's heap holds beside what lives. That is mostly objects and catalogs, in which the collector has
 // nothing to look for: collecting more often than by default costs little, and nodes are short of memory.
 const garbagePercent = 25
+
+// spareProcs are goroutines that may run besides one for each CPU. When objects that come in keep all of those busy, an answer to a reader
+// would wait in Go's queue for slices of 10 ms; so the kernel shares the CPUs out.
+const spareProcs = 2
 
 func mountdCommand() *cobra.Command {
 	var cache, quota string
@@ -47,6 +52,9 @@ start it by themselves; root's runs as skimfs-mountd.service. What was mounted w
 		}
 		if os.Getenv("GOGC") == "" {
 			debug.SetGCPercent(garbagePercent)
+		}
+		if os.Getenv("GOMAXPROCS") == "" {
+			runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + spareProcs)
 		}
 		level := &slog.LevelVar{}
 		files, err := homeConfig(h)

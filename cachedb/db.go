@@ -48,6 +48,10 @@ type Config struct {
 	Memory      int64         // bytes of the memory tier; 0: 16 MiB, with RAM none; negative: none
 	FillTimeout time.Duration // for each fill; 0: one minute
 	Log         *slog.Logger  // nil: silent
+
+	// Large is called once, unless it is nil, when the table of objects takes more than 32 MiB of memory, with half a million of them: time to
+	// save memory elsewhere.
+	Large func()
 }
 
 // DB is an open cache. It is safe for concurrent use.
@@ -119,6 +123,7 @@ func openOnce(c Config) (*DB, error) {
 	db.memory = newMemory(max(0, c.Memory))
 	db.count.init()
 	db.table.unpin = func(l loc) { db.countPinned(l, false) }
+	db.table.large = c.Large
 	db.quota.use.Store(1)
 	db.quota.kick = make(chan struct{}, 1)
 	db.flights.m = map[key]*flight{}

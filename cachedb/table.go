@@ -32,6 +32,9 @@ func (l loc) diskBytes() int64 {
 	return chunkDiskBytes(int64(l.size))
 }
 
+// largeTable is half of what a million objects take.
+const largeTable = 32 << 20
+
 // shards are as many as there are directories of chunk files: each has the objects of one.
 const shards = 256
 
@@ -42,6 +45,9 @@ type table struct {
 	count atomic.Int64
 	unpin func(l loc)   // called, under the shard's lock, when a pinned object leaves
 	grew  func(n int64) // called, under the shard's lock, when the slots take n bytes more, unless it is nil
+	bytes atomic.Int64  // that the slots take
+	large func()        // called once in a goroutine of its own when they take more than largeTable, unless it is nil
+	told  atomic.Bool   // large was called
 	shard [shards]shard
 }
 
@@ -171,8 +177,12 @@ func (t *table) fit() {
 func (t *table) resize(s *shard, n int) {
 	old := s.slots
 	s.slots = newSlots(n)
+	more := int64(len(s.slots)-len(old)) * int64(unsafe.Sizeof(slot{}))
 	if t.grew != nil {
-		t.grew(int64(len(s.slots)-len(old)) * int64(unsafe.Sizeof(slot{})))
+		t.grew(more)
+	}
+	if t.bytes.Add(more) > largeTable && t.large != nil && !t.told.Swap(true) {
+		go t.large()
 	}
 	for i := range old {
 		if old[i].meta != 0 {
@@ -211,6 +221,7 @@ func (t *table) reset() {
 		s.mu.Unlock()
 	}
 	t.count.Store(0)
+	t.bytes.Store(0)
 }
 
 // update replaces what is known of k if it is still where was says; change gets the present value.

@@ -19,6 +19,7 @@ type Config struct {
 	Cache         string        // directory; Home.Cache. One daemon owns it
 	Quota         int64         // bytes on disk; 0: what was last set for this cache, or else cachedb's default
 	Memory        *int64        // bytes of objects kept in memory above a cache on disk; nil: cachedb's default
+	Large         func()        // as cachedb.Config's
 	Idle          time.Duration // > 0: end after so long without a mount and without a request
 	Version       string
 	Load          func() (*Settings, error) // reads the configuration, at the start and at a reload; nil: there is none

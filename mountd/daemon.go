@@ -144,7 +144,7 @@ func (d *Daemon) open(ctx context.Context) error {
 
 // cacheConfig says how the cache is opened.
 func (d *Daemon) cacheConfig() (cachedb.Config, error) {
-	c := cachedb.Config{Log: d.log}
+	c := cachedb.Config{Log: d.log, Large: d.cfg.Large}
 	if limit, ok := ramLimit(d.place.cache); ok {
 		c.Dir, c.RAM, c.Limit = d.place.ram(), true, limit
 		return c, nil

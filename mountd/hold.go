@@ -280,6 +280,10 @@ func (d *Daemon) pin(ctx context.Context, k *work, record pinRecord) error {
 			return errors.Join(err, d.dropPin(ctx, record.key()))
 		}
 	}
+	// The marks reach the index a little later than the record: a daemon that is killed in between would keep the one and not the other.
+	if err := d.db.Sync(ctx); err != nil {
+		return errors.Join(fmt.Errorf("writing down what is pinned: %w", err), d.dropPin(ctx, record.key()))
+	}
 	k.p.Pinned = true
 	return nil
 }

@@ -162,7 +162,8 @@ func squidsByOneName(t *testing.T, w *world) {
 	})
 	other.Stop()
 	read("big", string(w.big))
-	if inUse() != three.URL || len(three.Log()) == 0 {
+	// On a busy machine it may have been slow besides, and left for that.
+	if len(three.Log()) == 0 || inUse() != three.URL && !strings.Contains(n.log(), "from="+three.URL+" to="+other.URL+" reason=slow") {
 		t.Errorf("in use %s, want %s\n%s", inUse(), three.URL, n.log())
 	}
 }

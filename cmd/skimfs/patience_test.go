@@ -280,6 +280,8 @@ func timerSignalsThroughASlowFetch(t *testing.T, w *world) {
 	const options = "deadline=120s,timeout_direct=60s"
 	unloaded, target := n.target("unloaded"), n.mount(bad.URL+"#"+testImage, "-o", options)
 	n.ok("mount", bad.URL+"#"+bigImage, unloaded, "-o", options)
+	// Else the name's reader may join that transfer at its last try.
+	n.await("the mount to give the catalogs up", func() bool { return strings.Contains(n.log(), "loading nested catalogs") })
 	for _, path := range objects {
 		s.put(path, w.files[path])
 	}

@@ -162,8 +162,12 @@ func squidsByOneName(t *testing.T, w *world) {
 	})
 	other.Stop()
 	read("big", string(w.big))
-	// On a busy machine it may have been slow besides, and left for that.
-	if len(three.Log()) == 0 || inUse() != three.URL && !strings.Contains(n.log(), "from="+three.URL+" to="+other.URL+" reason=slow") {
-		t.Errorf("in use %s, want %s\n%s", inUse(), three.URL, n.log())
+	if len(three.Log()) == 0 {
+		t.Errorf("nothing came through %s\n%s", three.URL, n.log())
 	}
+	// A busy machine may make it slow, too, and the dead one be tried once more.
+	n.await("the living squid to be in use", func() bool {
+		n.ok("ls", s.URL, "-o", way)
+		return inUse() == three.URL
+	})
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -399,4 +400,27 @@ func TestState(t *testing.T) {
 	closeDB(t, db)
 	db = open(t, cachedb.Config{Dir: dir})
 	check("index lost and reopened")
+}
+
+// A closed cache can be opened at once, whatever other goroutines fork: a child holds copies of all files until it executes its program.
+func TestReopenWhileOthersFork(t *testing.T) {
+	t.Parallel()
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	for range 2 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if err := exec.Command("true").Run(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	dir := scratchDir(t)
+	for range 100 {
+		closeDB(t, open(t, cachedb.Config{Dir: dir}))
+	}
 }

@@ -191,6 +191,7 @@ func (db *DB) open(c Config) (err error) {
 		return err
 	}
 	db.memTable = now.memTable
+	db.quota.indexStep.Store(logBytes(db.memTable))
 	if err := db.recover(found, removed > 0); err != nil {
 		if db.badger != nil {
 			err = errors.Join(err, db.closeIndex())
@@ -253,6 +254,12 @@ func (db *DB) takeLock() error {
 	}
 	_, err = fmt.Fprintf(f, "%d\n", os.Getpid())
 	return err
+}
+
+// unlock ends the ownership. Closing the file alone would not, as long as a child that another goroutine forks holds it too, until it executes
+// its program.
+func (db *DB) unlock() error {
+	return errors.Join(unix.Flock(int(db.lock.Fd()), unix.LOCK_UN), db.lock.Close())
 }
 
 // marker is the content of DIR/dirty: what the owner was doing when it was last heard of.
@@ -350,7 +357,7 @@ func (db *DB) abandon() {
 	db.packs.close()
 	db.table.reset()
 	if db.lock != nil {
-		db.lock.Close()
+		_ = db.unlock()
 	}
 }
 
@@ -366,7 +373,7 @@ func (db *DB) Close() error {
 	db.chunks.close()
 	defer db.table.reset()
 	if db.ram != nil {
-		return errors.Join(db.ram.f.Close(), db.lock.Close())
+		return errors.Join(db.ram.f.Close(), db.unlock())
 	}
 	short := func() bool { return !db.space.indexMayClose() }
 	for db.space.forget(); short() && db.evictNow(db.space.reserve, forSpace, short); {
@@ -376,7 +383,7 @@ func (db *DB) Close() error {
 	if short() {
 		// Badger would write a table and die. Its log holds all it was told.
 		db.packs.close()
-		return errors.Join(fmt.Errorf("closing cache %q: %w", db.dir, ErrFull), db.lock.Close())
+		return errors.Join(fmt.Errorf("closing cache %q: %w", db.dir, ErrFull), db.unlock())
 	}
 	err = errors.Join(err, db.closeIndex())
 	db.packs.close()
@@ -386,7 +393,7 @@ func (db *DB) Close() error {
 	if err == nil {
 		err = db.writeMarker(marker{})
 	}
-	if err = errors.Join(err, db.lock.Close()); err != nil {
+	if err = errors.Join(err, db.unlock()); err != nil {
 		return fmt.Errorf("closing cache %q: %w", db.dir, err)
 	}
 	return nil

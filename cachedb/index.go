@@ -35,6 +35,9 @@ func memTableSize(limit, total int64) int64 {
 	return min(commonMemTable, max(1<<20, min(limit, total)/64))
 }
 
+// logBytes is what the log of a memtable takes on disk.
+func logBytes(memTable int64) int64 { return memTable + memTable/4 }
+
 func badgerOptions(dir string, memTable int64, log badgerLog) badger.Options {
 	o := badger.DefaultOptions(dir).
 		WithLogger(log).
@@ -193,7 +196,7 @@ func (db *DB) wroteIndex(n int64) {
 		return
 	}
 	defer f.Close()
-	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, db.memTable+db.memTable/4)
+	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, logBytes(db.memTable))
 	w.ready = err == nil
 	db.space.forget()
 }

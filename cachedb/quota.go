@@ -17,15 +17,16 @@ const defaultLimit = 20e9
 
 // quota counts bytes on disk against the limit.
 type quota struct {
-	limit   atomic.Int64
-	objects atomic.Int64  // packs and chunk files, those being written included
-	index   atomic.Int64  // the index and the directories, as last measured
-	freed   atomic.Int64  // bytes freed since the cache was opened, less what was copied forward
-	pinned  atomic.Int64  // bytes on disk of pinned objects
-	use     atomic.Uint32 // which of the two marks tells of objects in use now: 1 or 2
-	marking sync.Mutex    // held by SetInUse
-	evict   sync.Mutex    // held while objects are chosen and removed
-	kick    chan struct{}
+	limit     atomic.Int64
+	objects   atomic.Int64  // packs and chunk files, those being written included
+	index     atomic.Int64  // the index and the directories, as last measured
+	indexStep atomic.Int64  // how much the index may grow between two measurements
+	freed     atomic.Int64  // bytes freed since the cache was opened, less what was copied forward
+	pinned    atomic.Int64  // bytes on disk of pinned objects
+	use       atomic.Uint32 // which of the two marks tells of objects in use now: 1 or 2
+	marking   sync.Mutex    // held by SetInUse
+	evict     sync.Mutex    // held while objects are chosen and removed
+	kick      chan struct{}
 }
 
 func (q *quota) bytes() int64 { return q.objects.Load() + q.index.Load() }
@@ -41,7 +42,14 @@ const (
 
 // low is where eviction stops, high where it begins in the background.
 func (q *quota) low() int64  { return q.limit.Load() / 10 * 9 }
-func (q *quota) high() int64 { return q.limit.Load() / 100 * 96 }
+func (q *quota) high() int64 { return min(q.limit.Load()/100*96, q.low()+(q.ceiling()-q.low())/4*3) }
+
+// ceiling is how far writers may fill the cache. The rest of the limit is for what waits for no eviction: objects copied out of a
+// pack before it leaves, and the index, which is measured once it has grown.
+func (q *quota) ceiling() int64 {
+	limit := q.limit.Load()
+	return limit - min(packSize(limit), limit/16) - min(q.indexStep.Load(), limit/32)
+}
 
 // step is how much one round of eviction frees: small enough not to be felt, large enough to pay for its scans.
 func (q *quota) step() int64 { return max(q.limit.Load()/64, 4<<20) }
@@ -140,10 +148,10 @@ func (db *DB) room(n int64) (lacking reason, ok bool) {
 	if n > q.limit.Load()/4 {
 		return forLimit, false
 	}
-	tooMuch := func() bool { return q.bytes()+n > q.limit.Load() }
+	tooMuch := func() bool { return q.bytes()+n > q.ceiling() }
 	for {
 		objects := q.objects.Load()
-		if over := objects + q.index.Load() + n - q.limit.Load(); over > 0 {
+		if over := objects + q.index.Load() + n - q.ceiling(); over > 0 {
 			if !db.evictNow(max(over, min(q.step(), q.limit.Load()/20)), forLimit, tooMuch) {
 				return forLimit, false
 			}

@@ -39,7 +39,7 @@ func (r *Repo) flock(ctx context.Context, name string, how int) (unlock func(), 
 	for begun := time.Now(); ; {
 		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		if err == nil {
-			return func() { f.Close() }, nil
+			return func() { release(f) }, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			f.Close()
@@ -105,6 +105,12 @@ func (r *Repo) mayPublish(ctx context.Context) error {
 	return err
 }
 
+// release gives a lock back and closes its file. Closing alone would not, while a child that another goroutine forks holds the file too.
+func release(f *os.File) {
+	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	f.Close()
+}
+
 func (r *Repo) tryAlone() (bool, func()) {
 	f, err := os.OpenFile(filepath.Join(r.dir, privateDir, "converting"), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
@@ -114,7 +120,7 @@ func (r *Repo) tryAlone() (bool, func()) {
 		f.Close()
 		return false, nil
 	}
-	return true, func() { f.Close() }
+	return true, func() { release(f) }
 }
 
 // begin waits until nobody converts, and keeps everybody out until end.

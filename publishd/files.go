@@ -30,7 +30,10 @@ func lockState(dir string) (unlock func(), err error) {
 		f.Close()
 		return nil, fmt.Errorf("state directory %s: another publishd uses it", dir)
 	}
-	return func() { f.Close() }, nil
+	return func() {
+		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN) // a child that is being forked may hold the file too
+		f.Close()
+	}, nil
 }
 
 // removeSpool removes what a job left. What an ordinary user built belongs in part to users of a namespace, in which alone it can be removed.

@@ -76,7 +76,7 @@ soak: deps ## hold a daemon under load for SOAK (10m) (as root)
 demo: build ## publish, mount and run a real image; ends with a table, leaves it mounted
 	scripts/demo
 
-demo-stop: ## take down what the demo left
+demo-stop: ## end what the demo left running; its files stay until `make clean`
 	scripts/demo stop
 
 docs: build ## write man pages and completions, made from the command table, to bin/

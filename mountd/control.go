@@ -231,6 +231,9 @@ func (d *Daemon) putCache(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if req.Limit < 0 {
 		return nil, problem(Usage, "cache limit %d is negative", req.Limit)
 	}
+	if err := d.awaitPins(r.Context()); err != nil {
+		return nil, err
+	}
 	if err := d.db.SetLimit(req.Limit); errors.Is(err, cachedb.ErrPinned) {
 		return nil, &Error{Conflict, err}
 	} else if err != nil {

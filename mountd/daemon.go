@@ -41,15 +41,16 @@ type Daemon struct {
 	started   *Settings  // what config was at the start
 	reloading sync.Mutex // held by reload; taken before a target's lock
 
-	lastID  atomic.Int64
-	devices atomic.Int64 // sent along with requests, so far
-	targets targetLocks
-	pinning sync.Mutex // held while pins change
-	leftMu  sync.Mutex // held while the list of detached mounts changes
-	seen    seenImages
-	mu      sync.Mutex // guards what follows; taken after a target's lock
-	mounts  map[string]*mount
-	leaving map[*mount]bool // detached, with users left
+	lastID   atomic.Int64
+	devices  atomic.Int64 // sent along with requests, so far
+	targets  targetLocks
+	pinning  sync.Mutex    // held while pins change
+	repinned chan struct{} // closed once what the records of pins name is pinned
+	leftMu   sync.Mutex    // held while the list of detached mounts changes
+	seen     seenImages
+	mu       sync.Mutex // guards what follows; taken after a target's lock
+	mounts   map[string]*mount
+	leaving  map[*mount]bool // detached, with users left
 }
 
 // daemonRecord is what Run leaves in the socket directory while the daemon lives. One that is there without a daemon tells of a
@@ -71,7 +72,8 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	d := &Daemon{
-		cfg: cfg, place: newPlace(cfg.Home, cfg.Cache), log: cfg.Log, origins: newOrigins(), ahead: semaphore.NewWeighted(readAhead),
+		repinned: make(chan struct{}),
+		cfg:      cfg, place: newPlace(cfg.Home, cfg.Cache), log: cfg.Log, origins: newOrigins(), ahead: semaphore.NewWeighted(readAhead),
 		begun: time.Now(), mounts: map[string]*mount{}, leaving: map[*mount]bool{}, targets: targetLocks{m: map[string]chan struct{}{}},
 	}
 	d.ctx, d.cancel = context.WithCancel(ctx)

@@ -11,9 +11,12 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 	"golang.org/x/sys/unix"
 
 	"github.com/skimfs/skimfs/fetch"
@@ -81,6 +84,7 @@ func Doctor(ctx context.Context, cfg DoctorConfig) []Finding {
 	d.bounded("cache", d.Cache, func(d *doctor) { d.partition(ctx) })
 	d.lower(ctx)
 	d.bounded("daemon", d.Cache, func(d *doctor) { d.daemon(ctx) })
+	d.bounded("key", "the key directories", (*doctor).keys)
 	d.bounded("servers", "the key directories", func(d *doctor) { d.servers(ctx) })
 	return d.found
 }
@@ -98,6 +102,8 @@ func (d *doctor) bounded(check, where string, look func(*doctor)) {
 		d.err(check, "name directories on a disk of this node; what hangs is a network filesystem in /proc/mounts", "the filesystem of %s does not answer within %v", where, limit)
 	}
 }
+
+func bytesText(n int64) string { return humanize.Bytes(uint64(max(0, n))) }
 
 func (d *doctor) ok(check, format string, args ...any) {
 	d.found = append(d.found, Finding{check, "ok", fmt.Sprintf(format, args...), ""})
@@ -243,7 +249,7 @@ func (d *doctor) directories() {
 			d.err("permissions", fmt.Sprintf("`chown %d %s; chmod 700 %s`", os.Geteuid(), dir, dir), "%v", err)
 		}
 	}
-	for _, dir := range append(append([]string{}, d.Keys...), d.Home.Keys...) {
+	for _, dir := range d.keyDirs() {
 		st, err := os.Stat(dir)
 		if err == nil && st.Mode()&0o022 != 0 {
 			d.err("permissions", "`chmod go-w "+dir+"`", "others may write keys to %s (mode %#o): they choose whom this node trusts", dir, st.Mode().Perm())
@@ -256,6 +262,23 @@ func (d *doctor) directories() {
 	}
 	d.ok("permissions", "directories of socket, state, cache and keys are as they should be")
 }
+
+// keys looks whether this node trusts anybody, unless a repository is asked about, whose key is looked for then.
+func (d *doctor) keys() {
+	if d.Source != "" || d.Options.PublicKey != "" {
+		return
+	}
+	dirs := d.keyDirs()
+	for _, dir := range dirs {
+		if list, err := filepath.Glob(filepath.Join(dir, "*.pub")); err == nil && len(list) > 0 {
+			d.ok("key", "%s has keys of %s", dir, english.Plural(len(list), "repository", "repositories"))
+			return
+		}
+	}
+	d.warn("key", "copy the publisher's NAME.pub there, or name it with `-o pubkey=FILE`", "no public key in %s: nothing can be mounted without", strings.Join(dirs, ", "))
+}
+
+func (d *doctor) keyDirs() []string { return slices.Concat(d.Keys, d.Home.Keys) }
 
 // partition looks at the filesystem of the cache, of the nearest directory that exists. It is never one of ours: the daemon refuses that.
 func (d *doctor) partition(ctx context.Context) {
@@ -284,11 +307,11 @@ func (d *doctor) partition(ctx context.Context) {
 	case network:
 		d.err("cache", "name a directory on a disk of this node: `cache =` in skimfs.conf or `-o cache=DIR`", "%s is on a network filesystem (%s)", d.Cache, name)
 	case d.Quota > room:
-		d.err("cache", "a smaller `quota =` in skimfs.conf, or `cache =` on a larger disk", "%s has room for a cache of %d MB, the limit is %d MB", dir, room>>20, d.Quota>>20)
+		d.err("cache", "a smaller `quota =` in skimfs.conf, or `cache =` on a larger disk", "%s has room for a cache of %s, the limit is %s", dir, bytesText(room), bytesText(d.Quota))
 	case room < smallestDisk:
-		d.warn("cache", "name a directory on a larger disk: `cache =` in skimfs.conf or `-o cache=DIR`", "%s has room for a cache of only %d MB", dir, room>>20)
+		d.warn("cache", "name a directory on a larger disk: `cache =` in skimfs.conf or `-o cache=DIR`", "%s has room for a cache of only %s", dir, bytesText(room))
 	default:
-		d.ok("cache", "%s has room for a cache of %d MB", dir, room>>20)
+		d.ok("cache", "%s has room for a cache of %s", dir, bytesText(room))
 	}
 }
 
@@ -357,10 +380,10 @@ func (d *doctor) memory(limit int64) {
 		return
 	}
 	if total := int64(info.Totalram) * int64(info.Unit); limit > total/2 {
-		d.warn("cache", "a smaller `cache = \"ram:SIZE\"` in skimfs.conf", "a cache of %d MB leaves less than half of the node's memory of %d MB", limit>>20, total>>20)
+		d.warn("cache", "a smaller `cache = \"ram:SIZE\"` in skimfs.conf", "a cache of %s leaves less than half of the node's memory of %s", bytesText(limit), bytesText(total))
 		return
 	}
-	d.ok("cache", "a cache of %d MB in memory", limit>>20)
+	d.ok("cache", "a cache of %s in memory", bytesText(limit))
 }
 
 // cached is how much the cache has on disk already, as far as that can be counted in time.
@@ -494,7 +517,7 @@ func (d *doctor) trust(ctx context.Context, a *answer) {
 		d.err("key", "is that a skimfs repository, or a login page in between?", "%s: %v", a.server, err)
 		return
 	}
-	key, err := findKey(append(append([]string{}, d.Keys...), d.Home.Keys...), m.Name, d.Options.PublicKey)
+	key, err := findKey(d.keyDirs(), m.Name, d.Options.PublicKey)
 	if err != nil {
 		d.err("key", "put the publisher's "+m.Name+".pub into the key directory", "%v", err)
 		return

@@ -223,6 +223,9 @@ func (d *Daemon) postWork(w http.ResponseWriter, r *http.Request) (any, error) {
 	switch req.Action {
 	case Count:
 	case Evict:
+		if err := d.awaitPins(r.Context()); err != nil {
+			return nil, err
+		}
 		for digest := range need.size {
 			if d.db.Evict(digest) {
 				k.p.Evicted++
@@ -302,7 +305,7 @@ func (d *Daemon) unpin(ctx context.Context, src Source, paths []string) (any, er
 		}
 	}
 	if found == 0 {
-		return nil, problem(NotFound, "nothing is pinned under %s with these paths: `skimfs cache list` lists pins", src)
+		return nil, problem(NotFound, "nothing is pinned under %s with these paths", src)
 	}
 	return WorkProgress{Done: true}, nil
 }
@@ -423,6 +426,9 @@ func (d *Daemon) postTrim(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if req.Bytes < 0 {
 		return nil, problem(Usage, "%d bytes is negative", req.Bytes)
 	}
+	if err := d.awaitPins(r.Context()); err != nil {
+		return nil, err
+	}
 	freed := d.db.Trim(req.Bytes)
 	return TrimReply{freed, d.cacheStatus()}, nil
 }
@@ -459,8 +465,21 @@ func (d *Daemon) postVerify(_ http.ResponseWriter, r *http.Request) (any, error)
 	return reply, err
 }
 
+// awaitPins waits until what records say is pinned: a rebuilt index does not know of it at first.
+func (d *Daemon) awaitPins(ctx context.Context) error {
+	select {
+	case <-d.repinned:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting until pinned content is known again: %w", ctx.Err())
+	case <-d.ctx.Done():
+		return fmt.Errorf("waiting until pinned content is known again: %w", d.ctx.Err())
+	}
+}
+
 // pinAgain pins what the records say, should the index have been rebuilt since.
 func (d *Daemon) pinAgain() {
+	defer close(d.repinned)
 	d.pinning.Lock()
 	defer d.pinning.Unlock()
 	for _, p := range d.pins() {

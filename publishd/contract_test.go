@@ -205,9 +205,24 @@ func TestExitStatusTellsScriptsWhatToDo(t *testing.T) {
 	if got := row(0, "resolve", ref); !strings.Contains(got, "@sha256:") {
 		t.Errorf("resolve prints %q", got)
 	}
+	following := testkit.Command(t, s.home, "op", "events", ref)
+	var events bytes.Buffer
+	following.Stdout = &events
+	if err := following.Start(); err != nil {
+		t.Fatal(err)
+	}
 	close(release)
 	row(0, "wait", id, "--timeout", "60s")
 	row(0, "op", "status", ref)
+	if err := following.Wait(); err != nil {
+		t.Errorf("op events of an operation that ended: %v", err)
+	}
+	for _, out := range []string{strings.TrimSpace(events.String()), row(0, "op", "events", ref)} {
+		lines := strings.Split(out, "\n")
+		if last := lines[len(lines)-1]; !strings.Contains(last, `"done":true`) || strings.Count(out, `"done":true`) != 1 || strings.Contains(out, `"max_attempts":0`) {
+			t.Errorf("op events prints\n%s", out)
+		}
+	}
 	row(0, "submit", "dir:/does/not/exist", "local/no:1")
 	row(1, "wait", "local/no:1", "--timeout", "60s")
 	// As a shell script has it.

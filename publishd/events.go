@@ -111,6 +111,7 @@ func (a *api) snapshot(s *sse) (eventID, error) {
 	a.queue.mu.Unlock()
 	slices.SortFunc(all, func(a, b Operation) int { return strings.Compare(a.Name, b.Name) })
 	for _, o := range all {
+		o.Metadata.MaxAttempts = a.cfg.MaxAttempts
 		if err := s.send("", "op.state", o); err != nil {
 			return eventID{}, err
 		}
@@ -235,6 +236,7 @@ func (a *api) sendChange(s *sse, m jetstream.Msg, key string, from eventID) erro
 		if seq == from.seq && o.ID() <= from.op || seq < from.seq || s.only != "" && o.ID() != s.only {
 			continue
 		}
+		o.Metadata.MaxAttempts = a.cfg.MaxAttempts
 		if err := s.send(eventID{seq, o.ID()}.String(), "op.state", o); err != nil {
 			return err
 		}

@@ -86,7 +86,7 @@ func TestCacheCommands(t *testing.T) {
 		t.Errorf("a limit below what is pinned: %+v", r)
 	}
 	n.ok("cache", "unpin", s.image())
-	if r := n.run("cache", "unpin", s.image()); r.status != exitFailed {
+	if r := n.run("cache", "unpin", s.image()); r.status != exitFailed || !strings.Contains(r.stderr, "hint: `skimfs cache list`") {
 		t.Errorf("unpinned twice: %+v", r)
 	}
 	n.ok("cache", "evict", s.image(), "big")

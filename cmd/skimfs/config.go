@@ -249,7 +249,7 @@ Keys are those of ` + "`skimfs mount -o`" + `; a section [repository."NAME"] is 
 			if err != nil {
 				return configError(err)
 			}
-			list := c.show(name)
+			list := c.show(name, h)
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), list)
 			}
@@ -273,7 +273,7 @@ Keys are those of ` + "`skimfs mount -o`" + `; a section [repository."NAME"] is 
 			}
 			for _, path := range args {
 				if _, err := os.Stat(path); err != nil {
-					return configError(err)
+					return &statusError{status: exitFailed, hint: "without FILE the files that count here are checked: " + strings.Join(h.Config, ", "), err: err}
 				}
 			}
 			if len(args) == 0 {
@@ -294,8 +294,9 @@ func configError(err error) error {
 	return &statusError{status: exitFailed, hint: "`skimfs mount --help` lists the keys", err: err}
 }
 
-// show lists all keys.
-func (c *config) show(name string) []setting {
+// show lists all keys, with the places of h where no file names others.
+func (c *config) show(name string, h mountd.Home) []setting {
+	places := map[string]string{"cache": h.Cache, "keys": strings.Join(h.Keys, ";")}
 	var out []setting
 	for _, row := range options {
 		if slices.Contains(commandOnly, row.name) {
@@ -306,7 +307,7 @@ func (c *config) show(name string) []setting {
 			s, ok = c.all[row.name]
 		}
 		if !ok {
-			s = setting{row.name, row.def, "default"}
+			s = setting{row.name, cmp.Or(places[row.name], row.def), "default"}
 		}
 		out = append(out, s)
 	}

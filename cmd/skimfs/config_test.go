@@ -85,12 +85,15 @@ func TestM30ConfigurationInLayers(t *testing.T) {
 	if o := c.options("a.example.org"); o.Proxy != "http://own" || len(o.Servers) != 2 || o.Timeout != 4*time.Second {
 		t.Errorf("for the repository: %+v", o)
 	}
-	from := map[string]string{}
-	for _, s := range c.show("a.example.org") {
-		from[s.Key] = s.From
+	shown := map[string]setting{}
+	for _, s := range c.show("a.example.org", mountd.Home{Cache: "/c", Keys: []string{"/k1", "/k2"}}) {
+		shown[s.Key] = s
 	}
-	if from["proxy"] != main || from["timeout"] != third || from["server"] != third || from["max_ttl"] != "default" {
-		t.Errorf("they come from %v", from)
+	if shown["proxy"].From != main || shown["timeout"].From != third || shown["server"].From != third || shown["max_ttl"].From != "default" {
+		t.Errorf("they come from %v", shown)
+	}
+	if shown["cache"].Value != "/c" || shown["keys"].Value != "/k1;/k2" {
+		t.Errorf("places shown: %+v, %+v", shown["cache"], shown["keys"])
 	}
 	for name, row := range map[string][2]string{
 		"a near miss":                {"proxxy = \"x\"", `did you mean "proxy"?`},

@@ -52,7 +52,7 @@ func TestADamagedIndexIsRebuiltAndTheMountComesBack(t *testing.T) {
 				n.kill(pid)
 			}
 			for range 2 { // the first one may die of what it finds
-				if n.run("status").status == 0 {
+				if n.run("cache", "trim", "0").status == 0 { // what is pinned stays, though no index tells of it
 					break
 				}
 			}

@@ -169,6 +169,9 @@ func TestDoctorCommand(t *testing.T) {
 	if out := n.ok("doctor", s.image()); !strings.Contains(out, "is signed as it should be") {
 		t.Errorf("doctor says %s", out)
 	}
+	if out := n.ok("doctor"); !strings.Contains(out, "has keys of 1 repository") {
+		t.Errorf("doctor says %s", out)
+	}
 	s.Close()
 	r := n.run("doctor", s.image(), "--json")
 	var all []mountd.Finding

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"io/fs"
+	"net/url"
 	"path"
 	"strings"
 
@@ -42,8 +43,13 @@ func nodeHint(err error, a about) string {
 	case mountd.Damaged:
 		return "the copy on the server is incomplete or damaged: `skimfs repo verify` finds out; -o server=URL names another mirror"
 	case mountd.NotFound:
-		if a.source == "" {
+		switch {
+		case a.source == "":
 			return ""
+		case strings.Contains(err.Error(), "no repository at"):
+			return addressHint(a.source)
+		case strings.Contains(err.Error(), "nothing is pinned"):
+			return "`skimfs cache list` lists pins"
 		}
 		return "`skimfs ls " + above(a.source) + "` lists what is there, the publisher's `skimfs repo history` its revisions"
 	case mountd.Target:
@@ -74,6 +80,21 @@ func nodeHint(err error, a about) string {
 		return "as root start it with `systemctl start skimfs-mountd.service`, or run `skimfs mountd`"
 	}
 	return ""
+}
+
+// addressHint is for a source at whose address is no repository: perhaps a path inside one was written like a part of its URL.
+func addressHint(source string) string {
+	src, err := mountd.ParseSource(source)
+	if err != nil || src.URL == "" {
+		return "check the name, and the servers that -o server=URL or the configuration gives for it"
+	}
+	u, err := url.Parse(src.URL)
+	if err != nil || src.Path != "" || strings.Trim(u.Path, "/") == "" {
+		return "the URL is that of the directory with the repository's manifest: ask the publisher for it"
+	}
+	inside := strings.Trim(u.Path, "/")
+	u.Path = ""
+	return "a path inside a repository follows a #, as in " + u.String() + "#" + inside
 }
 
 // above returns the directory that a source lies in, and a whole repository itself.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	"github.com/skimfs/skimfs/mountd"
@@ -151,11 +152,11 @@ func printStatus(w io.Writer, list []*mountd.Status) {
 		}
 		fmt.Fprintf(w, "daemon   pid %d, version %s, up %v\n", s.PID, s.Version, time.Duration(s.UptimeSeconds)*time.Second)
 		c := s.Cache
-		fmt.Fprintf(w, "cache    %s: %s of %s, %d objects, hit ratio %.1f %%\n", c.Dir, size(c.Bytes), size(c.Limit), c.Objects, 100*c.HitRatio)
+		fmt.Fprintf(w, "cache    %s: %s of %s, %s, hit ratio %.1f %%\n", c.Dir, size(c.Bytes), size(c.Limit), english.Plural(int(c.Objects), "object", ""), 100*c.HitRatio)
 		for _, l := range c.Lower {
 			fmt.Fprintf(w, "lower    %s: %d hits, %d misses, %d stored%s\n", l.Dir, l.Hits, l.Misses, l.Stored, lowerTrouble(l))
 		}
-		fmt.Fprintf(w, "fetched  %s in %d requests%s\n", size(s.Fetch.Bytes), s.Fetch.Requests, errorCounts(s.Fetch.Errors))
+		fmt.Fprintf(w, "fetched  %s in %s%s\n", size(s.Fetch.Bytes), english.Plural(int(s.Fetch.Requests), "request", ""), errorCounts(s.Fetch.Errors))
 		told := map[string]bool{} // mounts with other options may go the same way
 		for _, o := range s.Origins {
 			if way := fmt.Sprintf("server   %s by %s\n", o.Server, o.Proxy); o.InUse && !told[way] {
@@ -185,10 +186,10 @@ func mountLine(m mountd.MountStatus) string {
 	if m.State != "mounted" {
 		return m.State + ": " + m.Error
 	}
-	line := fmt.Sprintf("%s, revision %d, %d files, %s fetched, hit ratio %.1f %%", m.Kind, m.Revision, m.FilesFetched,
+	line := fmt.Sprintf("%s, revision %d, %s, %s fetched, hit ratio %.1f %%", m.Kind, m.Revision, english.Plural(int(m.FilesFetched), "file", ""),
 		humanize.Bytes(uint64(m.BytesFetched)), 100*m.HitRatio)
 	if m.Errors > 0 {
-		line += fmt.Sprintf(", %d errors", m.Errors)
+		line += ", " + english.Plural(int(m.Errors), "error", "")
 	}
 	if m.Offline {
 		line += ", offline"
@@ -198,6 +199,9 @@ func mountLine(m mountd.MountStatus) string {
 	}
 	if m.Standing.Offline {
 		line += ", no server answers"
+		if m.CheckError == "" {
+			line += ": " + m.Standing.OfflineWhy
+		}
 	}
 	if m.Standing.Refused != "" {
 		line += ", a newer state is refused: " + m.Standing.Refused
@@ -215,5 +219,5 @@ func errorCounts(errors map[string]int64) string {
 	if n == 0 {
 		return ""
 	}
-	return fmt.Sprintf(", %d failed tries (%s)", n, strings.Join(kinds, ", "))
+	return fmt.Sprintf(", %s (%s)", english.Plural(int(n), "failed try", "failed tries"), strings.Join(kinds, ", "))
 }

@@ -471,25 +471,40 @@ func opListCommand() *cobra.Command {
 
 func opEventsCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "events [OP]",
-		Short:   "Print what happens, as it happens",
-		Long:    "Print events as lines of JSON. Without --since all operations as they are come first.\n\n" + publishdStatus,
-		Example: "  skimfs op events\n  skimfs op events --since 1234.0",
+		Use:   "events [OP]",
+		Short: "Print what happens, as it happens",
+		Long: `Print events as lines of JSON. Without --since all operations as they are come first. With OP only what happens to that operation is
+printed, up to its end.
+
+` + publishdStatus,
+		Example: "  skimfs op events\n  skimfs op events --since 1234.0\n  skimfs op events debian:12",
 		Args:    cobra.MaximumNArgs(1),
 	}
 	p := addPublishdFlags(cmd)
 	since := cmd.Flags().String("since", "", "go on after the event of this `id`")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return p.client(cmd, func(ctx context.Context, c *publishd.Client) error {
-			id := ""
-			if len(args) == 1 {
-				o, err := operation(ctx, c, args[0])
-				if err != nil {
+			if len(args) == 0 {
+				return c.Events(ctx, "", *since, func(e publishd.Event) error { return printLine(cmd.OutOrStdout(), e) })
+			}
+			o, err := operation(ctx, c, args[0])
+			if err != nil {
+				return err
+			}
+			err = c.Events(ctx, o.ID(), *since, func(e publishd.Event) error {
+				if err := printLine(cmd.OutOrStdout(), e); err != nil {
 					return err
 				}
-				id = o.ID()
+				var now publishd.Operation
+				if err := json.Unmarshal(e.Data, &now); err != nil || !now.Done || now.Metadata.Generation < o.Metadata.Generation {
+					return err // the end of an earlier try is not the operation's
+				}
+				return io.EOF
+			})
+			if errors.Is(err, io.EOF) {
+				return nil
 			}
-			return c.Events(ctx, id, *since, func(e publishd.Event) error { return printLine(cmd.OutOrStdout(), e) })
+			return err
 		})
 	}
 	return cmd

@@ -37,8 +37,11 @@ func benchmarkCache(o options) int {
 			run  func()
 		}{
 			{"peers", func() { r.peers = measurePeers(s, o.rounds) }},
-			{"churn mixed", func() { r.churns = append(r.churns, measureChurn(s, "100 B to 1 MiB", mixedSize)) }},
-			{"churn small", func() { r.churns = append(r.churns, measureChurn(s, "100 B to 32 KiB", smallSize)) }},
+			{"churn mixed", func() { r.churns = append(r.churns, measureChurn(s, 2, "100 B to 1 MiB", mixedSize)) }},
+			{"churn small", func() { r.churns = append(r.churns, measureChurn(s, 2, "100 B to 32 KiB", smallSize)) }},
+			// What hangs on the cache and what on CPUs that are all busy shows beside a writer that leaves one.
+			{"churn mixed one", func() { r.churns = append(r.churns, measureChurn(s, 1, "100 B to 1 MiB", mixedSize)) }},
+			{"churn small one", func() { r.churns = append(r.churns, measureChurn(s, 1, "100 B to 32 KiB", smallSize)) }},
 			{"reopen", func() { r.reopen = measureReopen(s) }},
 		}
 		for _, p := range parts {

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
 	"golang.org/x/sys/unix"
 
 	"github.com/skimfs/skimfs/cachedb"
@@ -24,18 +25,18 @@ import (
 )
 
 const (
-	churnLimit   = 500e6
-	churnLaps    = 20
-	churnWriters = 2
-	churnHot     = churnLimit / 20 // bytes of what is read again and again
-	churnRead    = 4 << 10
-	spareProcs   = 2 // goroutines that may run besides one for each CPU, as in the daemon
-	reopenBytes  = 10e9
+	churnLimit  = 500e6
+	churnLaps   = 20
+	churnHot    = churnLimit / 20 // bytes of what is read again and again
+	churnRead   = 4 << 10
+	spareProcs  = 2 // goroutines that may run besides one for each CPU, as in the daemon
+	reopenBytes = 10e9
 )
 
 // churnResult is what a cache did while many times its limit went through it.
 type churnResult struct {
 	sizes             string
+	writers           int
 	seconds           float64
 	objects, bytes    int64 // that went through
 	peak, indexPeak   int64 // of du, on everything and on the index
@@ -48,7 +49,7 @@ type churnResult struct {
 }
 
 // measureChurn streams 20 times the limit through a cache of 500 MB.
-func measureChurn(s *scope, sizes string, size func(n uint64) int) churnResult {
+func measureChurn(s *scope, writers int, sizes string, size func(n uint64) int) churnResult {
 	procs := runtime.GOMAXPROCS(0)
 	defer runtime.GOMAXPROCS(procs)
 	runtime.GOMAXPROCS(procs + spareProcs)
@@ -57,7 +58,7 @@ func measureChurn(s *scope, sizes string, size func(n uint64) int) churnResult {
 	s.Cleanup(func() { os.RemoveAll(dir) })
 	db, err := cachedb.Open(cachedb.Config{Dir: dir, Limit: churnLimit, Memory: -1})
 	s.check(err)
-	c := &churner{db: db, dir: dir, size: size, result: churnResult{sizes: sizes}}
+	c := &churner{db: db, dir: dir, size: size, result: churnResult{sizes: sizes, writers: writers}}
 	for n, left := uint64(1<<40), int64(churnHot); left > 0; n++ {
 		c.hot = append(c.hot, hotObject{n, digestOf(n), size(n)})
 		left -= int64(size(n))
@@ -102,7 +103,7 @@ func (c *churner) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var writers, others sync.WaitGroup
-	for range churnWriters {
+	for range c.result.writers {
 		writers.Go(func() {
 			for c.streamed.Load() < churnLaps*churnLimit && ctx.Err() == nil {
 				n := c.next.Add(1)
@@ -297,9 +298,9 @@ func churnTable(w io.Writer, all []churnResult) {
 	if len(all) == 0 {
 		return
 	}
-	fmt.Fprintf(w, "\n### %d times %s through a cache of %s, %d writers\n\n| |", churnLaps, byteText(churnLimit), byteText(churnLimit), churnWriters)
+	fmt.Fprintf(w, "\n### %d times %s through a cache of %s\n\n| |", churnLaps, byteText(churnLimit), byteText(churnLimit))
 	for _, c := range all {
-		fmt.Fprintf(w, " %s |", c.sizes)
+		fmt.Fprintf(w, " %s, %s |", c.sizes, english.Plural(c.writers, "writer", ""))
 	}
 	fmt.Fprintf(w, "\n|---|")
 	for range all {

@@ -10,8 +10,8 @@ EXAMPLES = $(PREFIX)/share/doc/skimfs/examples
 
 # What `make test` runs with the race detector: all that holds goroutines. The rest drives programs, or converts whole images, which takes
 # the detector minutes: `make race` has that, and ONCE is of it what does several things at once. The soak comes first and beside the others, since it takes
-# two minutes and sleeps in most of them. What is counted in ALONE wants nothing beside it.
-PLAIN := ./benchmarks/soak ./publish ./cmd/... ./internal/...
+# two minutes and sleeps in most of them, then what takes longest. What is counted in ALONE wants nothing beside it.
+PLAIN := ./benchmarks/soak ./internal/... ./cmd/... ./publish
 ALONE := ./benchmarks
 ONCE  := SideBySide|ReadersNeverSee|MirrorAndPublisher|Mirror.*Interrupted|AllSources|BrokenDownloads
 RACE   = $(filter-out $(shell $(GO) list $(PLAIN) $(ALONE)),$(shell $(GO) list ./...))

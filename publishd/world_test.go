@@ -3,6 +3,7 @@ package publishd_test
 import (
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +23,17 @@ import (
 	"github.com/skimfs/skimfs/internal/testkit"
 	"github.com/skimfs/skimfs/publishd"
 )
+
+// TestMain has more tests run at once than there are CPUs, unless -parallel says how many: most of them wait for clocks and other processes.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		if err := f.Value.Set(strconv.Itoa(2 * runtime.GOMAXPROCS(0))); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(m.Run())
+}
 
 // service is a real publishd with a repository, in a home of its own.
 type service struct {

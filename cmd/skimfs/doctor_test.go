@@ -95,7 +95,7 @@ func TestDoctorFindsWhatIsWrongO04(t *testing.T) {
 			return errors.Join(os.Mkdir(root+"/keys", 0o700), os.Chmod(root+"/keys", 0o777))
 		}, "permissions", "error", "others may write keys"},
 		{"a cache on NFS", func(_ string, c *mountd.DoctorConfig) error { c.Statfs = disk(0x6969, 100<<30); return nil }, "cache", "error", "network filesystem (NFS)"},
-		{"a cache on a small disk", func(_ string, c *mountd.DoctorConfig) error { c.Statfs = disk(0xef53, 1<<30); return nil }, "cache", "warning", "only 1024 MB"},
+		{"a cache on a small disk", func(_ string, c *mountd.DoctorConfig) error { c.Statfs = disk(0xef53, 1<<30); return nil }, "cache", "warning", "only 1.1 GB"},
 		{"a cache on a filesystem that hangs", func(_ string, c *mountd.DoctorConfig) error {
 			c.Statfs = func(string, *unix.Statfs_t) error { select {} }
 			return nil
@@ -108,7 +108,7 @@ func TestDoctorFindsWhatIsWrongO04(t *testing.T) {
 			return mountinfo(root, "22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n")
 		}, "propagation", "warning", "/ is not shared"},
 		{"no daemon where none is started on demand", func(_ string, c *mountd.DoctorConfig) error { c.Home.OnDemand = false; return nil }, "daemon", "error", "no daemon for cache"},
-		{"a limit larger than the disk", func(_ string, c *mountd.DoctorConfig) error { c.Quota = 200 << 30; return nil }, "cache", "error", "the limit is 204800 MB"},
+		{"a limit larger than the disk", func(_ string, c *mountd.DoctorConfig) error { c.Quota = 200 << 30; return nil }, "cache", "error", "the limit is 215 GB"},
 		{"a lower cache that isn't mounted", func(root string, c *mountd.DoctorConfig) error {
 			c.Options.Lower = root + "/lustre/skimfs"
 			return nil

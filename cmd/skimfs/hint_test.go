@@ -81,7 +81,6 @@ func TestMistakesGetALineAHintAndAStatus(t *testing.T) {
 		{"dead server", []string{"mount", dead.image(), target, "-o", fast}, 32, `connection refused`, "proxy"},
 		{"not a repository", []string{"mount", garbage.image(), target}, 32, `not a signed note`, "mirror"},
 		{"no repository there", []string{"mount", empty.image(), target}, 32, `no repository at http`, "with the repository's manifest"},
-		{"no repository of that name", []string{"mount", testName, target, "-o", "server=" + empty.URL}, 32, `no repository at http`, "server=URL"},
 		{"a slash for the #", []string{"mount", s.URL + "/docker.io/library/debian:12", target}, 32, `no repository at http`, s.URL + "#docker.io/library/debian:12"},
 		{"missing image", []string{"mount", s.URL + "#docker.io/library/none:1", target}, 32, `no "docker.io/library/none:1" in images.example.org`, "skimfs ls"},
 		{"a file", []string{"mount", s.image() + "/etc/motd", target}, 32, `not a directory`, "skimfs ls"},

@@ -152,6 +152,7 @@ func (d *demo) check(table, said string, err error) {
 
 // TestDemo: `make demo` shows what it promises, also where a demo ran before, with an image from a registry too, and leaves it mounted.
 func TestDemo(t *testing.T) {
+	t.Parallel()
 	d := newDemo(t)
 	for _, env := range [][]string{nil, {"IMAGE=" + testkit.StartRegistry(t).Push(testkit.DemoImage(t), "library/demo:1")}} {
 		d.check(d.run(env...))

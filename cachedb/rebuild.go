@@ -146,8 +146,12 @@ func (db *DB) dropOrphans() {
 	}
 }
 
+// tornWithin is how many bytes at the end of all packs may hold records that the last owner was writing when it was killed: more than it
+// writes before the index learns of it.
+const tornWithin = 64 << 20
+
 // adoptPacks reads the records that packs have beyond what the index knows of them, and goes on with the last pack if all
-// is known of it.
+// is known of it. A record that is not whole for a kill came in its midst is no damage: it is left out, where it may be.
 func (db *DB) adoptPacks(recorded map[uint32]int64, clean bool) error {
 	var last *pack
 	for id := range recorded {
@@ -158,6 +162,11 @@ func (db *DB) adoptPacks(recorded map[uint32]int64, clean bool) error {
 	}
 	all := db.packs.all()
 	slices.SortFunc(all, func(a, b *pack) int { return cmp.Compare(a.id, b.id) })
+	unknown := int64(0)
+	for _, p := range all {
+		unknown += max(0, p.size.Load()-recorded[p.id])
+	}
+	buf := make([]byte, packMax)
 	for _, p := range all {
 		p.recorded = recorded[p.id]
 		if p.recorded == p.size.Load() {
@@ -166,8 +175,13 @@ func (db *DB) adoptPacks(recorded map[uint32]int64, clean bool) error {
 			}
 			continue
 		}
+		mayBeTorn := unknown <= tornWithin
+		unknown -= max(0, p.size.Load()-p.recorded)
 		if err := p.records(p.recorded, func(h header, off uint32) {
-			db.adopt(h, loc{pack: p.id, off: off})
+			at := loc{pack: p.id, off: off, size: h.size}
+			if !mayBeTorn || db.packs.read(h.key, at, buf[:h.size], 0) == nil {
+				db.adopt(h, at)
+			}
 		}); err != nil {
 			return err
 		}

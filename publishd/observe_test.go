@@ -53,7 +53,11 @@ func TestMetricsAreThoseOfThePage(t *testing.T) {
 	s := newService(t, "--backoff", "10ms")
 	s.done(s.submit(publishd.Request{Source: g.ref("a/image:1"), As: "local/a:1"}).ID())
 	s.done(s.submit(publishd.Request{Source: g.ref("a/none:1")}).ID())
-	values := s.scrape()
+	var values map[string]string
+	s.await("the last end to be counted, which is right after it shows", func() bool {
+		values = s.scrape()
+		return values[`skimfs_jobs_ended_total{kind="convert",result="FAILED"}`] != ""
+	})
 	host := strings.TrimPrefix(g.URL, "http://")
 	for _, name := range []string{
 		`skimfs_jobs_ended_total{kind="convert",result="SUCCEEDED"}`, `skimfs_jobs_ended_total{kind="convert",result="FAILED"}`, `skimfs_job_retries_total{reason="RATE_LIMITED"}`,

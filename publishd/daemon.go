@@ -92,10 +92,14 @@ func Open(ctx context.Context, cfg Config) (*Daemon, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	// Builds of other users pass through the state directory and the spool, each to his own below it, and see no name.
-	for dir, mode := range map[string]os.FileMode{"": 0o711, "logs": 0o700, "spool": 0o711} {
-		dir = filepath.Join(cfg.State, dir)
-		if err := errors.Join(os.MkdirAll(dir, mode), os.Chmod(dir, mode)); err != nil {
+	// Builds of other users pass through the state directory and the spool, each to his own below it, and see no name. The state directory
+	// comes first: parents that are missing are made as passable as it is.
+	for _, d := range []struct {
+		name string
+		mode os.FileMode
+	}{{"", 0o711}, {"logs", 0o700}, {"spool", 0o711}} {
+		dir := filepath.Join(cfg.State, d.name)
+		if err := errors.Join(os.MkdirAll(dir, d.mode), os.Chmod(dir, d.mode)); err != nil {
 			return nil, fmt.Errorf("state directory: %w", err)
 		}
 	}

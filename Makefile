@@ -34,7 +34,7 @@ $(OUT)/skimfs: FORCE
 deps: ## install the Debian packages that tests and demo need (as root)
 	scripts/deps
 
-test: deps lint ## run all tests, about 15 minutes
+test: deps lint ## run all tests, about 12 minutes
 	$(GO) test -race -timeout 15m $(TESTFLAGS) $(RACE)
 	$(GO) test -race -timeout 15m $(TESTFLAGS) -run '$(ONCE)' ./publish
 	$(GO) test -p $$(($$(nproc) + 1)) -timeout 15m $(TESTFLAGS) $(PLAIN)

@@ -318,11 +318,21 @@ func (q *queue) put(ctx context.Context, key string, value any, revision uint64)
 	if most := min(q.conn.MaxPayload()-4096, maxValue); int64(len(b)) > most && most > 0 {
 		return problem(InvalidArgument, "a record of %d bytes, the queue takes %d", len(b), most)
 	}
+	limited, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	// Who writes while the server goes away is told so at once, too.
+	lost := q.conn.StatusChanged(nats.DISCONNECTED, nats.RECONNECTING, nats.CLOSED)
+	defer q.conn.RemoveStatusListener(lost)
 	if !q.conn.IsConnected() {
 		return problem(ServiceUnavailable, "the queue is not connected")
 	}
-	limited, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
+	go func() {
+		select {
+		case <-lost:
+			cancel()
+		case <-limited.Done():
+		}
+	}()
 	if revision == 0 {
 		revision, err = q.kv.Create(limited, key, b)
 	} else {
